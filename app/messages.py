@@ -1,0 +1,128 @@
+"""What the server and the engine tell each other, in the order in which it is said.
+
+    server                            engine
+      ConvertTokenizer            ->           only where the checkpoint has no tokenizer.json
+                                  <-  ConvertedTokenizer
+      BindArena (+ arena fd)      ->           addresses; their bytes may not have arrived
+                                  <-  PhaseTimed ...
+      WeightsLanded               ->           now they have
+                                  <-  EngineReady | EngineFailed
+      Submit, Abort ...           ->
+                                  <-  StepOutput ..., RequestFailed
+
+Token ids only: the engine knows no text. Framing is `streaming.wire`'s.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from streaming.errors import ErrorReport
+from streaming.messages import Extent, Origin, PhaseTimed
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How the engine runs. `max_model_len_tokens` None means the model's own limit."""
+
+    device: str = "cpu"
+    max_model_len_tokens: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size_tokens: int = 16
+    kv_cache_bytes: int | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sequence picks its tokens and when it ends.
+
+    `temperature` 0 is argmax; `top_k` 0 and `top_p` 1 keep every token. A `seed` fixes the draws by
+    (seed, position), whatever else is in the batch. The sequence ends with finish reason "stop" at any
+    of `stop_token_ids` (which is reported as its last token) and "length" after `max_tokens`.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class ConvertTokenizer(msgspec.Struct, frozen=True, tag=True):
+    """Tokenizer files by base name, to be turned into one tokenizer.json."""
+
+    files: dict[str, bytes]
+
+
+class BindArena(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The model's config.json and the addresses of its tensors; the arena's fd travels with it."""
+
+    origin: Origin
+    config: bytes
+    extents: dict[str, Extent]
+    arena_bytes: int
+    options: EngineOptions
+
+
+class WeightsLanded(msgspec.Struct, frozen=True, tag=True):
+    """Every byte is at its address. The warm-up tokens are for one pass over the real weights."""
+
+    warmup_token_ids: tuple[int, ...]
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Generate one sequence. The server has checked that prompt + max_tokens fits the model."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Nobody reads this sequence any more; unknown ids are ignored (it may just have finished)."""
+
+    request_id: str
+
+
+class ConvertedTokenizer(msgspec.Struct, frozen=True, tag=True):
+    """The tokenizer.json that transformers made of `ConvertTokenizer.files`."""
+
+    tokenizer_json: bytes
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Warm on real weights: the next Submit is answered at full speed."""
+
+    max_model_len_tokens: int
+    kv_cache_blocks: int
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
+    """One token of one sequence; `finish_reason` is "stop" or "length" on its last."""
+
+    request_id: str
+    token_id: int
+    finish_reason: str | None = None
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag=True):
+    """The tokens of one engine step, at most one per sequence."""
+
+    tokens: tuple[TokenOutput, ...]
+
+
+class RequestFailed(msgspec.Struct, frozen=True, tag=True):
+    """This sequence ended with an error; the others go on."""
+
+    request_id: str
+    message: str
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot serve; it exits after this."""
+
+    error: ErrorReport
+
+
+ToEngine = ConvertTokenizer | BindArena | WeightsLanded | Submit | Abort
+FromEngine = ConvertedTokenizer | PhaseTimed | EngineReady | StepOutput | RequestFailed | EngineFailed

@@ -1,0 +1,55 @@
+"""Everything the API needs, in one value: the hub's parts, wired by the supervisor.
+
+Knows neither HTTP nor processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.engine_client import EngineClient
+from app.errors import NotReady
+from app.lifecycle import Lifecycle, State
+from app.telemetry.ledger import Ledger
+
+if TYPE_CHECKING:
+    from app.text.text_model import TextModel
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model as clients see it; exists once the server is ready."""
+
+    text: TextModel
+    max_model_len_tokens: int
+    stop_token_ids: tuple[int, ...]
+    created_s: int
+
+
+class Service:
+    """The parts of a running server.
+
+    Args:
+        model_names: What clients may call the model; the first is the name in answers.
+    """
+
+    def __init__(self, *, model_names: tuple[str, ...], lifecycle: Lifecycle, ledger: Ledger, engine: EngineClient):
+        self.model_names = model_names
+        self.lifecycle = lifecycle
+        self.ledger = ledger
+        self.engine = engine
+        self.model: ServedModel | None = None
+
+    def ready_model(self) -> ServedModel:
+        """The model, if a request may use it now.
+
+        Raises:
+            NotReady: It is loading, warming, draining or failed.
+        """
+        if self.lifecycle.state is not State.READY or self.model is None:
+            raise NotReady(
+                f"the model is not ready: {self.lifecycle.state.value}: {self.lifecycle.detail}",
+                retry_after_s=self.lifecycle.retry_after_s(),
+            )
+        return self.model

@@ -1,0 +1,54 @@
+"""The startup ledger: every phase with its start and end, in seconds since exec.
+
+Takes marks in seconds of CLOCK_BOOTTIME from three processes; knows nothing of what the phases do.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def boottime_s() -> float:
+    """Now, on the clock that the kernel stamps process starts with."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def exec_time_s() -> float:
+    """When the kernel started this process (field 22 of /proc/self/stat; a grain of 10 ms)."""
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+
+
+class Ledger:
+    """Phases and milestones of one startup, all relative to one exec time."""
+
+    def __init__(self, exec_s: float):
+        self.exec_s = exec_s
+        self._phases: dict[str, tuple[float, float]] = {}
+        self._milestones: dict[str, float] = {}
+
+    def phase(self, name: str, start_s: float, end_s: float) -> None:
+        """Record a phase; a repeated name (a restarted process) keeps the latest."""
+        self._phases[name] = (start_s - self.exec_s, end_s - self.exec_s)
+
+    def milestone(self, name: str, at_s: float) -> None:
+        """Record the first time something happened; later ones are ignored."""
+        self._milestones.setdefault(name, at_s - self.exec_s)
+
+    def milestone_s(self, name: str) -> float | None:
+        """Seconds since exec of a milestone, or None while it has not happened."""
+        return self._milestones.get(name)
+
+    def as_dict(self) -> dict[str, object]:
+        """The ledger as `/startupz` shows it, in order of time, rounded to the millisecond."""
+        phases = sorted(self._phases.items(), key=lambda item: item[1])
+        return {
+            "phases": [
+                {"name": name, "start_s": round(start, 3), "end_s": round(end, 3)} for name, (start, end) in phases
+            ],
+            "milestones": {
+                name: round(at, 3) for name, at in sorted(self._milestones.items(), key=lambda item: item[1])
+            },
+        }

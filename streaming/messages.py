@@ -1,0 +1,203 @@
+"""What the loader and the server tell each other, in the order in which it is said.
+
+    server                          loader
+      LoadRequest (+ arena fd)  ->            which checkpoint, how; with `resume`, what is left of it
+                                <-  Described  config, metadata files, tensor entries
+      Layout                    ->            which tensors to land, in which dtype, beside which
+                                <-  Planned (+ arena fd)
+                                <-  LandedChunks ...
+                                <-  PhaseTimed ...
+                                <-  Landed | LoadFailed
+
+Knows no socket (`streaming.wire`) and no process. Times are seconds of CLOCK_BOOTTIME, so that the
+marks of several processes share one clock with the kernel's process start times.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from streaming.errors import ErrorReport
+from streaming.options import PipelineOptions, SourceOptions
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Which arena, which rank of it, and which incarnation of the sender a message belongs to."""
+
+    arena_id: str
+    rank: int = 0
+    ranks: int = 1
+    generation: int = 0
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One tensor as the checkpoint stores it.
+
+    `dtype` is safetensors' name ("BF16"); `[start, end)` are absolute bytes of the shard's blob.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    start: int
+    end: int
+
+
+class BlobVersion(msgspec.Struct, frozen=True):
+    """What one shard was when its header was read: `etag` is None where the source gives none."""
+
+    name: str
+    size_bytes: int
+    etag: str | None
+
+
+class TensorLayout(msgspec.Struct, frozen=True):
+    """One tensor to land: its name in the checkpoint, its name in the arena, its dtype there."""
+
+    source_name: str
+    stored_name: str
+    dtype: str
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Tensors that lie side by side, so that the engine sees one matrix (concatenated along dim 0).
+
+    `members` are stored names, in address order.
+    """
+
+    name: str
+    members: tuple[str, ...]
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """Where a tensor (or a whole group) lives: arena bytes `[start, start + nbytes)`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """A piece of a chunk that goes to one arena address.
+
+    `slot_start` and `slot_nbytes` are bytes of the fetched chunk in `source_dtype`; the copy at
+    `arena_start` has `arena_nbytes` bytes in `stored_dtype`. Equal dtypes mean a plain copy.
+    """
+
+    slot_start: int
+    slot_nbytes: int
+    arena_start: int
+    arena_nbytes: int
+    source_dtype: str
+    stored_dtype: str
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One ranged GET: bytes `[start, end)` of a shard, and where its pieces go."""
+
+    chunk_id: int
+    shard: str
+    start: int
+    end: int
+    segments: tuple[Segment, ...]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Every address and every read of one rank's load.
+
+    `extents` maps stored names and group names to addresses.
+    """
+
+    arena_bytes: int
+    extents: dict[str, Extent]
+    chunks: tuple[Chunk, ...]
+    versions: tuple[BlobVersion, ...]
+    rank: int = 0
+    ranks: int = 1
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """What a dead loader left behind: its plan and the chunks that had landed."""
+
+    plan: Plan
+    landed_chunk_ids: tuple[int, ...]
+
+
+class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The first message to a loader. With `resume`, the arena's fd travels with it."""
+
+    origin: Origin
+    uri: str
+    source: SourceOptions
+    pipeline: PipelineOptions
+    resume: Resume | None = None
+
+
+class Layout(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What the model wants where. A tensor outside every group is a group of its own."""
+
+    origin: Origin
+    tensors: tuple[TensorLayout, ...]
+    groups: tuple[Group, ...] = ()
+
+
+class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The checkpoint's headers. `files` are the metadata files that exist, by base name."""
+
+    origin: Origin
+    files: dict[str, bytes]
+    entries: tuple[Entry, ...]
+    versions: tuple[BlobVersion, ...]
+
+
+class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The plan; the arena's fd travels with it."""
+
+    origin: Origin
+    plan: Plan
+
+
+class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Chunks whose every byte is at its address since the last such message."""
+
+    origin: Origin
+    chunk_ids: tuple[int, ...]
+
+
+class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """One phase of the startup ledger; seconds of CLOCK_BOOTTIME."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one loader did: bytes fetched by this process, and the clock around them."""
+
+    tensors: int
+    shards: int
+    fetched_bytes: int
+    fetch_start_s: float
+    fetch_end_s: float
+    landed_s: float
+
+
+class Landed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Every byte of the plan is at its address."""
+
+    origin: Origin
+    report: LoadReport
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The load cannot be completed; the loader exits after this."""
+
+    origin: Origin
+    error: ErrorReport
+
+
+ToLoader = LoadRequest | Layout
+FromLoader = Described | Planned | LandedChunks | PhaseTimed | Landed | LoadFailed

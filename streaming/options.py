@@ -1,0 +1,62 @@
+"""The settings that `streaming` takes, as plain values.
+
+Knows no flag, variable or file: `app.settings` reads those and hands these in. Secrets are kept out of
+every `repr`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MIB = 1 << 20
+
+
+class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach and authenticate against Azure Blob Storage.
+
+    `credential` is "auto" (first that is present, in the order of `streaming.credentials`) or one name
+    of that order. `endpoint` is a full blob service URL (Azurite, private endpoints); without it the
+    account's host is `https://{account_name}.{endpoint_suffix}`.
+    """
+
+    account_name: str | None = None
+    account_key: str | None = None
+    sas_token: str | None = None
+    connection_string: str | None = None
+    endpoint: str | None = None
+    endpoint_suffix: str = "blob.core.windows.net"
+    credential: str = "auto"
+    client_id: str | None = None
+    tenant_id: str | None = None
+    authority_host: str | None = None
+    federated_token_file: str | None = None
+
+    def __repr__(self) -> str:
+        """Names and public values; a secret shows only that it is set."""
+        secret = {"account_key", "sas_token", "connection_string"}
+        shown = {
+            name: "***" if name in secret else value
+            for name in self.__struct_fields__
+            if (value := getattr(self, name)) is not None
+        }
+        return f"AzureOptions({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to read from any source.
+
+    Timeouts are seconds; `max_retries` counts retries of one request, not of the load.
+    """
+
+    azure: AzureOptions = AzureOptions()
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 60.0
+    max_retries: int = 5
+    retry_timeout_s: float = 60.0
+
+
+class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How many lanes fetch at once and how many bytes one ranged GET asks for."""
+
+    lanes: int = 8
+    chunk_bytes: int = 16 * MIB
