@@ -177,11 +177,9 @@ class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one loader did: bytes fetched by this process, and the clock around them."""
 
-    tensors: int
-    shards: int
     fetched_bytes: int
     fetch_start_s: float
-    fetch_end_s: float
+    fetched_s: float
     landed_s: float
 
 

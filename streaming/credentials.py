@@ -1,0 +1,146 @@
+"""Which Azure credential, and why: the only file that knows azure-identity.
+
+Takes the Azure options, gives arguments for obstore's store or a credential for the Azure SDK. The first
+that is present wins: SAS token, account key, connection string, workload identity, managed identity if it
+is asked for, anonymous if it is asked for, else DefaultAzureCredential without its IMDS probe (which costs
+seconds on a machine that has none). Reads no environment itself; azure-identity reads its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from streaming.errors import AccessDenied
+from streaming.options import AzureOptions
+from streaming.uri import account, parse_connection_string
+
+_SCOPE = "https://storage.azure.com/.default"
+
+
+def choose(azure: AzureOptions) -> str:
+    """The name of the credential to use.
+
+    Raises:
+        AccessDenied: A credential was asked for by name and a part of it is missing.
+    """
+    present = {
+        "sas-token": bool(azure.sas_token),
+        "account-key": bool(azure.account_key),
+        "connection-string": bool(azure.connection_string),
+        "workload-identity": bool(azure.federated_token_file and azure.client_id and azure.tenant_id),
+    }
+    if azure.credential == "auto":
+        return next((name for name, given in present.items() if given), "default")
+    if not present.get(azure.credential, True):
+        raise AccessDenied(
+            f"credential {azure.credential!r} was asked for, but {_MISSING[azure.credential]} is not set"
+        )
+    return azure.credential
+
+
+_MISSING = {
+    "sas-token": "AZURE_STORAGE_SAS_TOKEN",
+    "account-key": "AZURE_STORAGE_ACCOUNT_KEY",
+    "connection-string": "AZURE_STORAGE_CONNECTION_STRING",
+    "workload-identity": "one of AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID, AZURE_TENANT_ID",
+}
+
+
+def store_arguments(azure: AzureOptions) -> dict[str, Any]:
+    """Keyword arguments that make obstore's AzureStore use the chosen credential and no other.
+
+    A provider is used even for fixed secrets, because obstore lets the environment's credentials win
+    over a configured SAS token, but nothing wins over a provider.
+
+    Raises:
+        AccessDenied: The credential is incomplete, or DefaultAzureCredential finds none.
+    """
+    match choose(azure):
+        case "sas-token":
+            return _fixed("sas_token", azure.sas_token or "")
+        case "account-key":
+            return _fixed("access_key", azure.account_key or "")
+        case "connection-string":
+            return _fixed(*_secret_of_connection_string(azure))
+        case "workload-identity":
+            names = ("client_id", "tenant_id", "federated_token_file", "authority_host")
+            return {"config": {name: value for name in names if (value := getattr(azure, name))}}
+        case "managed-identity":
+            return {"config": {"client_id": azure.client_id} if azure.client_id else {}}
+        case "anonymous":
+            return {"config": {"skip_signature": True}}
+        case _:
+            return {"credential_provider": _default_provider()}
+
+
+def sdk_credential(azure: AzureOptions) -> Any:
+    """The chosen credential as azure-storage-blob's clients take it (None is anonymous).
+
+    Raises:
+        AccessDenied: A part of the credential is missing.
+    """
+    from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+
+    match choose(azure):
+        case "sas-token":
+            return AzureSasCredential((azure.sas_token or "").removeprefix("?"))
+        case "account-key":
+            return AzureNamedKeyCredential(account(azure)[0], azure.account_key or "")
+        case "connection-string":
+            kind, secret = _secret_of_connection_string(azure)
+            if kind == "sas_token":
+                return AzureSasCredential(secret)
+            return AzureNamedKeyCredential(account(azure)[0], secret)
+        case "anonymous":
+            return None
+        case name:
+            return _identity(name, azure)
+
+
+def _identity(name: str, azure: AzureOptions) -> Any:
+    import azure.identity as identity
+
+    if name == "workload-identity":
+        return identity.WorkloadIdentityCredential(
+            tenant_id=azure.tenant_id, client_id=azure.client_id, token_file_path=azure.federated_token_file
+        )
+    if name == "managed-identity":
+        return identity.ManagedIdentityCredential(client_id=azure.client_id)
+    return identity.DefaultAzureCredential(exclude_managed_identity_credential=True)
+
+
+def _fixed(kind: str, secret: str) -> dict[str, Any]:
+    credential = {kind: secret.removeprefix("?"), "expires_at": None}
+    return {"credential_provider": lambda: credential}
+
+
+def _secret_of_connection_string(azure: AzureOptions) -> tuple[str, str]:
+    fields = parse_connection_string(azure.connection_string or "")
+    if "SharedAccessSignature" in fields:
+        return "sas_token", fields["SharedAccessSignature"].removeprefix("?")
+    if "AccountKey" in fields:
+        return "access_key", fields["AccountKey"]
+    raise AccessDenied("the connection string has neither an AccountKey nor a SharedAccessSignature")
+
+
+def _default_provider() -> Callable[[], dict[str, Any]]:
+    """DefaultAzureCredential as obstore's provider, asked once now so that a failure is ours to word."""
+    from azure.core.exceptions import ClientAuthenticationError
+
+    credential = _identity("default", AzureOptions())
+
+    def token() -> dict[str, Any]:
+        fresh = credential.get_token(_SCOPE)
+        return {"token": fresh.token, "expires_at": datetime.fromtimestamp(fresh.expires_on, UTC)}
+
+    try:
+        token()
+    except ClientAuthenticationError as error:
+        raise AccessDenied(
+            "no Azure credential was found: set AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_ACCOUNT_KEY or "
+            "AZURE_STORAGE_CONNECTION_STRING, use workload identity, run `az login`, or ask for "
+            "--azure-credential managed-identity or anonymous"
+        ) from error
+    return token

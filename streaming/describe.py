@@ -1,0 +1,127 @@
+"""What a checkpoint is, in two rounds of parallel GETs: metadata first, then the shards' headers.
+
+Takes a source, gives metadata files and validated tensor entries; downloads no weight (but for what the
+speculative header read catches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from streaming import checkpoint
+from streaming.errors import BlobNotFound, CheckpointError
+from streaming.messages import BlobVersion, Entry
+from streaming.source import Prefix, Source
+
+METADATA_NAMES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+# Only fetched where there is no tokenizer.json: what transformers can make one of.
+TOKENIZER_SOURCE_NAMES = (
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+)
+
+# A 5 GB shard has 10 KB of header for a dense model, 200 KB for one with an expert per tensor.
+_SPECULATIVE_BYTES = 256 << 10
+_PARALLEL = 16
+
+
+@dataclass(frozen=True)
+class Description:
+    """A checkpoint's metadata files by base name, its tensors, and its shards' versions."""
+
+    files: dict[str, bytes]
+    entries: tuple[Entry, ...]
+    versions: tuple[BlobVersion, ...]
+
+
+def describe(source: Source) -> Description:
+    """Read and validate everything but the weights.
+
+    Raises:
+        SourceError: The source cannot be read.
+        CheckpointError: There is no safetensors checkpoint, or it contradicts itself.
+    """
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        listing = pool.submit(source.list)
+        single = pool.submit(_prefix_or_none, source, checkpoint.SINGLE_NAME)
+        names = (*METADATA_NAMES, checkpoint.INDEX_NAME)
+        files = _existing(names, pool.map(lambda name: _read_or_none(source, name), names))
+        index = files.pop(checkpoint.INDEX_NAME, None)
+        weight_map = None if index is None else checkpoint.parse_index(index)
+        shards = _shard_names(source, weight_map, single.result(), listing.result())
+        extra = () if "tokenizer.json" in files else TOKENIZER_SOURCE_NAMES
+        extras = pool.map(lambda name: _read_or_none(source, name), extra)
+        prefixes = {checkpoint.SINGLE_NAME: single.result()}
+        headers = list(pool.map(lambda shard: _header(source, shard, prefixes.get(shard)), shards))
+        files |= _existing(extra, extras)
+    entries = tuple(entry for shard_entries, _ in headers for entry in shard_entries)
+    chosen = checkpoint.unique(entries) if weight_map is None else checkpoint.select(weight_map, entries)
+    return Description(files, chosen, tuple(version for _, version in headers))
+
+
+def _shard_names(
+    source: Source, weight_map: dict[str, str] | None, single: Prefix | None, listing: dict[str, int] | None
+) -> list[str]:
+    """The index decides; without one a single file, or every safetensors file there is."""
+    if weight_map is not None:
+        return sorted(set(weight_map.values()))
+    if single is not None:
+        return [checkpoint.SINGLE_NAME]
+    found = sorted(name for name in listing or () if name.endswith(".safetensors"))
+    if found:
+        return found
+    if listing is not None and not listing:
+        raise BlobNotFound(f"{source.location}: nothing is there: check account, container and prefix")
+    raise CheckpointError(
+        f"{source.location}: no {checkpoint.INDEX_NAME}, no {checkpoint.SINGLE_NAME} and no other .safetensors file: "
+        "only safetensors checkpoints can be streamed"
+    )
+
+
+def _header(source: Source, shard: str, prefix: Prefix | None) -> tuple[tuple[Entry, ...], BlobVersion]:
+    prefix = prefix or _shard_prefix(source, shard)
+    version = prefix.version
+    head = bytes(prefix.data)
+    end = checkpoint.header_end(shard, head, version.size_bytes)
+    if end > len(head):
+        head += bytes(source.read_range(version, len(head), end))
+    return checkpoint.parse_header(shard, head[checkpoint.LENGTH_BYTES : end], version.size_bytes), version
+
+
+def _shard_prefix(source: Source, shard: str) -> Prefix:
+    try:
+        return source.read_prefix(shard, _SPECULATIVE_BYTES)
+    except BlobNotFound as error:
+        raise CheckpointError(f"{checkpoint.INDEX_NAME} names {shard}, which is not at {source.location}") from error
+
+
+def _prefix_or_none(source: Source, name: str) -> Prefix | None:
+    try:
+        return source.read_prefix(name, _SPECULATIVE_BYTES)
+    except BlobNotFound:
+        return None
+
+
+def _read_or_none(source: Source, name: str) -> bytes | None:
+    try:
+        return bytes(source.read(name))
+    except BlobNotFound:
+        return None
+
+
+def _existing(names: Iterable[str], contents: Iterable[bytes | None]) -> dict[str, bytes]:
+    return {name: content for name, content in zip(names, contents, strict=True) if content is not None}

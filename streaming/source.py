@@ -1,0 +1,205 @@
+"""Ranged reads of one prefix of a blob store: the only file that knows obstore.
+
+Takes a location and options, gives bytes pinned to the version that was described. Knows no checkpoint
+format and no thread: a `Source` may be used from any number of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore import exceptions as obstore_errors
+from obstore.store import AzureStore, HTTPStore, LocalStore, S3Store
+
+from streaming import credentials
+from streaming.errors import (
+    AccessDenied,
+    BlobChanged,
+    BlobNotFound,
+    SourceError,
+    SourceUnavailable,
+    StreamingError,
+)
+from streaming.messages import BlobVersion
+from streaming.options import SourceOptions
+from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, S3Location, parse
+
+if TYPE_CHECKING:
+    from obstore import Bytes, GetOptions
+
+_QUERY = re.compile(r"\?[^\s\"'<>)]+")
+_STATUS_NEEDS_ACCESS = re.compile(r"\b(401|403)\b")
+_CAUSE_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first bytes of a blob, and which version of it they are of."""
+
+    data: Bytes
+    version: BlobVersion
+
+
+class Source:
+    """One prefix of a store, open for reading."""
+
+    def __init__(self, location: Location, store: Any):
+        self.location = location
+        self._store = store
+        self._base = location.base_url if isinstance(location, HttpLocation) else None
+
+    def list(self) -> dict[str, int] | None:
+        """Sizes in bytes by name of the blobs directly under the prefix; None where no listing exists.
+
+        Raises:
+            SourceError: The listing failed.
+        """
+        if self._base is not None:
+            return None
+        with self._translated("listing"):
+            result = obstore.list_with_delimiter(self._store)
+            return {item["path"].rpartition("/")[2]: item["size"] for item in result["objects"]}
+
+    def read(self, name: str) -> Bytes:
+        """A whole small blob.
+
+        Raises:
+            BlobNotFound: There is none of this name.
+            SourceError: It could not be read.
+        """
+        with self._translated(name):
+            return obstore.get(self._store, name).bytes()
+
+    def read_prefix(self, name: str, nbytes: int) -> Prefix:
+        """The first `nbytes` (fewer if the blob is shorter), the blob's size and its ETag, in one GET.
+
+        Raises:
+            BlobNotFound: There is none of this name.
+            SourceError: It could not be read.
+        """
+        with self._translated(name):
+            result = obstore.get(self._store, name, options={"range": (0, nbytes)})
+            meta = result.meta
+            return Prefix(result.bytes(), BlobVersion(name, meta["size"], meta.get("e_tag")))
+
+    def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        """Bytes `[start, end)` of exactly this version of the blob.
+
+        A strong ETag is sent as If-Match, so the service refuses a changed blob; where it is weak or
+        absent (If-Match never matches a weak one), ETag and size of the answer are compared.
+
+        Raises:
+            BlobChanged: The blob is not the one that was described.
+            SourceError: It could not be read.
+        """
+        with self._translated(version.name, start, end):
+            options: GetOptions = {"range": (start, end)}
+            if version.etag is not None and is_strong(version.etag):
+                options["if_match"] = version.etag
+            result = obstore.get(self._store, version.name, options=options)
+            self._check_version(version, result.meta)
+            data = result.bytes()
+        if len(data) != end - start:
+            raise SourceUnavailable(
+                f"{self.location}/{version.name} [{start}, {end}): the source answered with {len(data)} bytes "
+                f"instead of {end - start}"
+            )
+        return data
+
+    def _check_version(self, version: BlobVersion, meta: Any) -> None:
+        if (meta["size"], meta.get("e_tag")) != (version.size_bytes, version.etag):
+            raise self._changed(version.name)
+
+    def _changed(self, name: str) -> BlobChanged:
+        return BlobChanged(
+            f"{self.location}/{name} was overwritten during the load: start again to read the new version"
+        )
+
+    @contextmanager
+    def _translated(self, name: str, start: int | None = None, end: int | None = None) -> Iterator[None]:
+        """Obstore's errors as ours, named after what was read; one table, no secret."""
+        try:
+            yield
+        except StreamingError:
+            raise
+        except FileNotFoundError as error:
+            raise BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix") from error
+        except obstore_errors.PreconditionError as error:
+            raise self._changed(name) from error
+        except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
+            raise self._denied(name) from error
+        except (obstore_errors.BaseError, OSError, ValueError) as error:
+            if _STATUS_NEEDS_ACCESS.search(str(error)):
+                raise self._denied(name) from error
+            where = name if start is None else f"{name} [{start}, {end})"
+            raise SourceUnavailable(f"{self.location}/{where}: {_cause(error)}") from error
+
+    def _denied(self, name: str) -> AccessDenied:
+        return AccessDenied(
+            f"{self.location}/{name}: access denied: the credential needs read access "
+            "(role Storage Blob Data Reader, or a SAS token with r and l)"
+        )
+
+
+def is_strong(etag: str) -> bool:
+    """Whether If-Match can match this ETag at all."""
+    return not etag.startswith("W/")
+
+
+def open_source(uri: str, options: SourceOptions) -> Source:
+    """The source that `uri` names, not yet spoken to (but for tokens).
+
+    Raises:
+        SourceError: The URI cannot be meant, or no credential is found.
+    """
+    location = parse(uri, options.azure)
+    return Source(location, _open_store(location, options))
+
+
+def _open_store(location: Location, options: SourceOptions) -> Any:
+    client: Any = {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=options.connect_timeout_s),
+        "timeout": timedelta(seconds=options.request_timeout_s),
+    }
+    retry: Any = {
+        "max_retries": options.max_retries,
+        "retry_timeout": timedelta(seconds=options.retry_timeout_s),
+        "backoff": {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=2),
+            "base": 2,
+        },
+    }
+    match location:
+        case AzureLocation():
+            return AzureStore(
+                location.container,
+                prefix=location.prefix or None,
+                account_name=location.account_name,
+                endpoint=location.account_url,
+                client_options=client,
+                retry_config=retry,
+                **credentials.store_arguments(options.azure),
+            )
+        case S3Location():
+            return S3Store(location.bucket, prefix=location.prefix or None, client_options=client, retry_config=retry)
+        case HttpLocation():
+            return HTTPStore.from_url(location.base_url, client_options=client, retry_config=retry)
+        case FileLocation(folder):
+            if not folder.is_dir():
+                raise BlobNotFound(f"{location}: no such folder")
+            return LocalStore(folder)
+    raise SourceError(f"{location}: no store for it")
+
+
+def _cause(error: Exception) -> str:
+    """The last, most telling line of obstore's message, without query strings (they carry SAS tokens)."""
+    text = " ".join(str(error).split("\n\nDebug source")[0].split())
+    return _QUERY.sub("?...", text)[:_CAUSE_LENGTH]

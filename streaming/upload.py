@@ -1,0 +1,273 @@
+"""Push: a local checkpoint folder into an Azure container, checked by the service, free to repeat.
+
+Takes a folder and an `az://` URI, gives a report. The only file that knows azure-storage-blob. Knows no
+other store, no tensor and no environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+)
+from azure.storage.blob import BlobClient, ContainerClient, ContentSettings, ExponentialRetry
+from tqdm import tqdm
+
+from streaming.credentials import sdk_credential
+from streaming.errors import (
+    AccessDenied,
+    BlobNotFound,
+    CheckpointError,
+    SourceError,
+    SourceUnavailable,
+)
+from streaming.options import MIB, SourceOptions
+from streaming.uri import AzureLocation, parse
+
+# Weights in a format that is not served, often beside the safetensors and as large.
+_LEFT_OUT_SUFFIXES = frozenset({".bin", ".gguf", ".h5", ".lock", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".tflite"})
+_BLOCK_BYTES = 8 * MIB
+_FILES_AT_ONCE = 4
+_FORBIDDEN = 403
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What one push did: file names, and the bytes of those that were sent."""
+
+    uploaded: tuple[str, ...]
+    skipped: tuple[str, ...]
+    uploaded_bytes: int
+
+
+@dataclass(frozen=True)
+class _Existing:
+    """A blob that is already there; `md5` is what was stored with it."""
+
+    size_bytes: int
+    md5: bytes | None
+
+
+class _Stopped(Exception):
+    """Another file failed: this one need not go on."""
+
+
+def push(folder: Path, uri: str, *, source: SourceOptions, concurrency: int = 8, quiet: bool = False) -> PushReport:
+    """Upload the files of a checkpoint folder, except those that are there unchanged.
+
+    Shards go first, so that a new model is found only when its weights are there. The service checks the
+    MD5 of every block that it receives, and keeps the file's, by which the next push knows it.
+
+    Args:
+        folder: Holds at least one `*.safetensors`; its subfolders and hidden files are left out.
+        uri: `az://container/prefix` or the container's https URL; the container is made if missing.
+        source: Account, credential, timeouts and retries.
+        concurrency: How many blocks of 8 MiB may be under way at once.
+        quiet: Show no progress bar; without a terminal there is none either.
+
+    Raises:
+        CheckpointError: The folder is missing or has no shard.
+        SourceError: The URI is not Azure's; or AccessDenied, BlobNotFound, SourceUnavailable.
+    """
+    files = checkpoint_files(folder)
+    location = parse(uri, source.azure)
+    if not isinstance(location, AzureLocation):
+        raise SourceError(f"{location}: push writes to Azure only: use az://container/prefix")
+    total_bytes = sum(path.stat().st_size for path in files)
+    # None: a bar only where stderr is a terminal.
+    bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="push", disable=quiet or None)
+    with bar, _translated(location), _container(location, source) as container:
+        existing = _list_or_create(container, location)
+        upload = _Push(container, location.prefix, existing, bar, max(1, concurrency // _FILES_AT_ONCE))
+        shards = [path for path in files if path.suffix == ".safetensors"]
+        sent = upload.send(shards) + upload.send([path for path in files if path not in shards])
+    return _report(files, sent)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of `folder` that a push uploads, by name; what it leaves out is logged.
+
+    Raises:
+        CheckpointError: The folder is missing or has no `*.safetensors`.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in visible if path.is_file() and path.suffix not in _LEFT_OUT_SUFFIXES]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise CheckpointError(f"{folder}: no *.safetensors in it: only safetensors checkpoints are served")
+    left_out = [path.name for path in visible if path not in files]
+    if left_out:
+        _log.info("left out of the push: %s", ", ".join(left_out))
+    return files
+
+
+class _Push:
+    """The files of one push on their way, a few at once."""
+
+    def __init__(
+        self,
+        container: ContainerClient,
+        prefix: str,
+        existing: dict[str, _Existing],
+        bar: tqdm[Any],
+        blocks_per_file: int,
+    ):
+        self._container = container
+        self._prefix = prefix
+        self._existing = existing
+        self._bar = bar
+        self._blocks_per_file = blocks_per_file
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def send(self, files: Sequence[Path]) -> list[Path]:
+        """Upload those of `files` that are not there; give them back."""
+        with ThreadPoolExecutor(_FILES_AT_ONCE, "push") as pool:
+            futures = [pool.submit(self._send_if_changed, path) for path in files]
+            try:
+                changed = [future.result() for future in futures]
+            except BaseException:
+                # Also on Ctrl-C: a shard under way would otherwise go on for minutes.
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [path for path, was_changed in zip(files, changed, strict=True) if was_changed]
+
+    def _send_if_changed(self, path: Path) -> bool:
+        md5 = _md5(path)
+        name = f"{self._prefix}/{path.name}".lstrip("/")
+        if self._existing.get(name) == _Existing(path.stat().st_size, md5):
+            self._advance(path.stat().st_size)
+            return False
+        self._upload(self._container.get_blob_client(name), path, md5)
+        return True
+
+    def _upload(self, blob: BlobClient, path: Path, md5: bytes) -> None:
+        sent_bytes = 0
+
+        def on_progress(current_bytes: int, _total_bytes: int | None) -> None:
+            nonlocal sent_bytes
+            if self._stop.is_set():
+                raise _Stopped
+            self._advance(current_bytes - sent_bytes)
+            sent_bytes = current_bytes
+
+        with path.open("rb") as file:
+            blob.upload_blob(
+                file,
+                length=path.stat().st_size,
+                overwrite=True,
+                validate_content=True,
+                content_settings=ContentSettings(content_md5=bytearray(md5)),
+                max_concurrency=self._blocks_per_file,
+                progress_hook=on_progress,
+            )
+
+    def _advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._bar.update(nbytes)
+
+
+def _report(files: Sequence[Path], sent: Sequence[Path]) -> PushReport:
+    return PushReport(
+        uploaded=tuple(path.name for path in files if path in sent),
+        skipped=tuple(path.name for path in files if path not in sent),
+        uploaded_bytes=sum(path.stat().st_size for path in sent),
+    )
+
+
+def _container(location: AzureLocation, source: SourceOptions) -> ContainerClient:
+    return ContainerClient(
+        location.account_url,
+        location.container,
+        credential=sdk_credential(source.azure),
+        max_block_size=_BLOCK_BYTES,
+        max_single_put_size=_BLOCK_BYTES,
+        connection_timeout=source.connect_timeout_s,
+        read_timeout=source.request_timeout_s,
+        # The client's own default waits 15 s before its first retry.
+        retry_policy=ExponentialRetry(
+            initial_backoff=1, increment_base=2, retry_total=source.max_retries, random_jitter_range=1
+        ),
+    )
+
+
+def _list_or_create(container: ContainerClient, location: AzureLocation) -> dict[str, _Existing]:
+    """The blobs under the prefix, by their names in the container; creates a missing container."""
+    prefix = f"{location.prefix}/" if location.prefix else None
+    try:
+        return {
+            blob.name: _Existing(blob.size, bytes(md5) if (md5 := blob.content_settings.content_md5) else None)
+            for blob in container.list_blobs(name_starts_with=prefix)
+        }
+    except ResourceNotFoundError:
+        _log.info("container %s does not exist: creating it", location.container)
+    try:
+        container.create_container()
+    except ResourceExistsError:
+        _log.info("container %s was created by somebody else meanwhile", location.container)
+    return {}
+
+
+def _md5(path: Path) -> bytes:
+    """The MD5 that Azure keeps as Content-MD5: against accidents, not against attackers."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+
+
+@contextmanager
+def _translated(location: AzureLocation) -> Iterator[None]:
+    """Turn the client's errors into ours, quoting nothing that could hold a URL's signature or a key."""
+    try:
+        yield
+    except ClientAuthenticationError as error:
+        raise _denied(location, error) from error
+    except ResourceNotFoundError as error:
+        raise BlobNotFound(f"{location}: not found in {location.account_url}: check account and container") from error
+    except HttpResponseError as error:
+        if error.status_code == _FORBIDDEN:
+            raise _denied(location, error) from error
+        raise SourceUnavailable(
+            f"{location}: the service answered {error.status_code} {_code(error)} after every retry"
+        ) from error
+    except AzureError as error:
+        raise SourceUnavailable(f"{location}: no answer from {location.account_url}: {_cause(error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def _denied(location: AzureLocation, error: ClientAuthenticationError | HttpResponseError) -> AccessDenied:
+    return AccessDenied(
+        f"{location}: access denied ({_code(error)}): push needs a credential that may list, read, create and write "
+        f"there (Storage Blob Data Contributor)"
+    )
+
+
+def _code(error: HttpResponseError) -> str:
+    return str(getattr(error, "error_code", None) or error.reason or type(error).__name__)
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system said, if it said anything."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
