@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from app.errors import EngineFailure, NotReady, Overloaded
 from app.messages import (
@@ -56,7 +56,7 @@ class EngineClient:
 
     async def generate(
         self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams
-    ) -> AsyncIterator[TokenOutput]:
+    ) -> AsyncGenerator[TokenOutput, None]:
         """Yield one sequence's tokens; closing the iterator early aborts it in the engine.
 
         Raises:

@@ -1,7 +1,6 @@
 """The server's one state machine, which probes, API and logs all read.
 
-    STARTING -> LOADING -> WARMING -> READY -> DRAINING
-         \\________\\_________\\________\\____-> FAILED
+    STARTING -> LOADING -> WARMING -> READY -> DRAINING        any of them -> FAILED
 
 Takes events from the supervisor; knows no HTTP, no process and no signal.
 """
@@ -14,7 +13,7 @@ import math
 
 import msgspec
 
-from app.telemetry.ledger import boottime_s
+from streaming.clock import boottime_s
 from streaming.progress import Progress
 
 # The official openai client gives up on a Retry-After above this.

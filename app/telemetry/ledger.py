@@ -5,20 +5,7 @@ Takes marks in seconds of CLOCK_BOOTTIME from three processes; knows nothing of 
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-
-
-def boottime_s() -> float:
-    """Now, on the clock that the kernel stamps process starts with."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def exec_time_s() -> float:
-    """When the kernel started this process (field 22 of /proc/self/stat; a grain of 10 ms)."""
-    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+from streaming.clock import boottime_s, exec_time_s  # noqa: F401
 
 
 class Ledger:
@@ -52,3 +39,11 @@ class Ledger:
                 name: round(at, 3) for name, at in sorted(self._milestones.items(), key=lambda item: item[1])
             },
         }
+
+    def lines(self) -> list[str]:
+        """The ledger for a log: one line per phase and milestone, in seconds since exec."""
+        phases = sorted(self._phases.items(), key=lambda item: item[1])
+        milestones = sorted(self._milestones.items(), key=lambda item: item[1])
+        return [f"phase {name}: {start:.3f} s -> {end:.3f} s" for name, (start, end) in phases] + [
+            f"milestone {name}: {at:.3f} s" for name, at in milestones
+        ]

@@ -1,0 +1,83 @@
+"""The commands beside `serve`: push and inspect.
+
+Takes a parsed command, prints its result, gives the exit code. What a command does lives in `streaming`
+and `app.model_support`; here it is only worded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+from app.model_support import support
+from app.settings import Command
+from streaming.describe import Description, describe
+from streaming.errors import ModelUnsupported
+from streaming.source import open_source
+
+_GIB = 1 << 30
+
+
+def run(command: Command) -> int:
+    """Run `push` or `inspect`.
+
+    Raises:
+        StreamingError: It could not be done.
+    """
+    if command.name == "push":
+        return _push(command)
+    return _inspect(command)
+
+
+def _push(command: Command) -> int:
+    from pathlib import Path
+
+    from streaming.upload import push
+
+    folder, uri = command.arguments
+    options = command.settings.storage
+    report = push(Path(folder), uri, options.source_options(), lanes=options.pipeline_options().lanes)
+    sys.stdout.write(
+        f"pushed {report.uploaded} files ({report.uploaded_bytes} bytes) to {uri}, {report.skipped} were there already\n"
+    )
+    return 0
+
+
+def _inspect(command: Command) -> int:
+    """Print what a checkpoint is and whether it can be served; 0 if it can."""
+    (uri,) = command.arguments
+    settings = command.settings
+    found = describe(open_source(uri, settings.storage.source_options()))
+    sys.stdout.write("\n".join(_description_lines(uri, found)) + "\n")
+    try:
+        model = support(found.files, found.entries)
+    except ModelUnsupported as error:
+        sys.stdout.write(f"served        no: {error}\n")
+        return error.exit_code
+    sys.stdout.write(
+        f"served        yes, context {model.max_model_len_tokens} tokens\n"
+        f"memory        {model.weights_bytes / _GIB:.2f} GiB of weights, plus the KV cache\n"
+    )
+    return 0
+
+
+def _description_lines(uri: str, found: Description) -> list[str]:
+    dtypes = Counter[str]()
+    for entry in found.entries:
+        dtypes[entry.dtype] += entry.end - entry.start
+    lines = [
+        f"checkpoint    {uri}",
+        f"architecture  {_architecture(found.files)}",
+        f"tensors       {len(found.entries)} in {len(found.versions)} shards, {sum(dtypes.values())} bytes",
+    ]
+    lines += [f"dtype         {dtype}: {nbytes} bytes" for dtype, nbytes in dtypes.most_common()]
+    lines += [f"shard         {version.name}: {version.size_bytes} bytes" for version in found.versions]
+    return lines
+
+
+def _architecture(files: dict[str, bytes]) -> str:
+    try:
+        return ", ".join(json.loads(files["config.json"])["architectures"])
+    except (KeyError, TypeError, ValueError):
+        return "unknown (no config.json that names one)"

@@ -1,0 +1,145 @@
+"""The engine process seen from the server: what it is bound to, whether it is ready, and its restarts.
+
+Takes messages, gives events. A dead engine is followed by one on the very same arena: nothing is fetched
+again. Knows no loader, no HTTP and no state of the server.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from app.channel import Channel
+from app.child import Child
+from app.messages import (
+    BindArena,
+    ConvertedTokenizer,
+    ConvertTokenizer,
+    EngineFailed,
+    EngineReady,
+    FromEngine,
+    RequestFailed,
+    StepOutput,
+    WeightsLanded,
+)
+from streaming.errors import ErrorReport
+from streaming.messages import PhaseTimed
+
+logger = logging.getLogger(__name__)
+
+_MAX_RESTARTS = 3
+
+
+class EngineEvents(Protocol):
+    """Who wants to know how the engine fares."""
+
+    def phase(self, phase: PhaseTimed) -> None:
+        """A phase of the startup has ended."""
+
+    def converted(self, tokenizer_json: bytes) -> None:
+        """The answer to `EngineHost.convert_tokenizer`."""
+
+    def engine_ready(self, ready: EngineReady) -> None:
+        """Sequences may be submitted through `EngineHost.send`."""
+
+    def engine_output(self, output: StepOutput | RequestFailed) -> None:
+        """Tokens, or the end of one sequence."""
+
+    def engine_lost(self, reason: str) -> None:
+        """The engine died; another is starting."""
+
+    def failed(self, error: ErrorReport) -> None:
+        """No engine can serve this model."""
+
+
+class EngineHost:
+    """The engine, over as many processes as it takes.
+
+    Args:
+        child: The engine, importing torch.
+        respawn: Starts another one.
+        events: Told of everything that follows.
+    """
+
+    def __init__(self, child: Child, respawn: Callable[[], Child], events: EngineEvents):
+        self._respawn = respawn
+        self._events = events
+        self._restarts = 0
+        self._done = False
+        self._convert: ConvertTokenizer | None = None
+        self._bind: tuple[BindArena, int] | None = None
+        self._landed: WeightsLanded | None = None
+        self._watch(child)
+
+    def convert_tokenizer(self, files: dict[str, bytes]) -> None:
+        """Have transformers make a tokenizer.json of `files`."""
+        self._convert = ConvertTokenizer(files)
+        self._channel.send(self._convert)
+
+    def bind(self, message: BindArena, arena_fd: int) -> None:
+        """Hand over addresses, whose bytes may not have arrived."""
+        self._bind = message, arena_fd
+        self._channel.send(message, [arena_fd])
+
+    def weights_landed(self, message: WeightsLanded) -> None:
+        """The bytes have arrived."""
+        self._landed = message
+        self._channel.send(message)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Submit or abort a sequence."""
+        self._channel.send(message)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._done = True
+        self._channel.close()
+        self._child.kill()
+
+    def _watch(self, child: Child) -> None:
+        self._child = child
+        self._channel = Channel(child, FromEngine, self._receive, self._closed)
+
+    def _receive(self, message: FromEngine, _fds: list[int]) -> None:
+        match message:
+            case PhaseTimed():
+                self._events.phase(message)
+            case ConvertedTokenizer(tokenizer_json=tokenizer_json):
+                self._convert = None
+                self._events.converted(tokenizer_json)
+            case EngineReady():
+                self._events.engine_ready(message)
+            case StepOutput() | RequestFailed():
+                self._events.engine_output(message)
+            case EngineFailed(error=error):
+                self._done = True
+                self._events.failed(error)
+
+    def _closed(self) -> None:
+        self._child.kill()
+        if self._done:
+            return
+        if self._restarts == _MAX_RESTARTS:
+            self._done = True
+            message = f"the engine died {_MAX_RESTARTS + 1} times: see its messages above"
+            self._events.failed(ErrorReport("EngineLost", message, 6))
+            return
+        self._restarts += 1
+        logger.warning("the engine died (exit %s): restarting it on the same arena", self._child.process.returncode)
+        self._events.engine_lost("the engine died during this request")
+        self._watch(self._respawn())
+        self._repeat()
+
+    def _repeat(self) -> None:
+        """Tell a new engine what the dead one had been told."""
+        if self._convert is not None:
+            self._channel.send(self._convert)
+        if self._bind is not None:
+            message, arena_fd = self._bind
+            origin = msgspec.structs.replace(message.origin, generation=self._restarts)
+            self._channel.send(msgspec.structs.replace(message, origin=origin), [arena_fd])
+        if self._landed is not None:
+            self._channel.send(self._landed)

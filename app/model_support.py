@@ -1,0 +1,136 @@
+"""config.json to layout, or a refusal: which tensors the engine wants where, before any weight is fetched.
+
+Takes the config, the checkpoint's entries and a dtype; pure and free of torch, because it runs in the server
+while the weights wait for its answer. Knows no address. A config is accepted only if every field of it is
+understood: a field that is not might change the mathematics, and a wrong answer is worse than none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from app.model_families import FAMILIES, Family, TensorSpec
+from streaming.dtypes import BITS
+from streaming.errors import ModelUnsupported
+from streaming.messages import Entry, Group, Layout, Origin, TensorLayout
+from streaming.plan import CASTABLE
+
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+
+@dataclass(frozen=True)
+class SupportedModel:
+    """A model that the engine computes correctly."""
+
+    architecture: str
+    max_model_len_tokens: int
+    stop_token_ids: tuple[int, ...]
+    tensors: tuple[TensorLayout, ...]
+    groups: tuple[Group, ...]
+    weights_bytes: int
+
+    def layout(self, origin: Origin) -> Layout:
+        """What the loader needs to know of this model."""
+        return Layout(origin=origin, tensors=self.tensors, groups=self.groups)
+
+
+def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str = "auto") -> SupportedModel:
+    """How to serve this checkpoint.
+
+    Args:
+        files: Metadata files by base name; config.json decides, generation_config.json adds stop tokens.
+        entries: Every tensor of the checkpoint.
+        dtype: "auto" keeps the checkpoint's; else bfloat16, float16 or float32.
+
+    Raises:
+        ModelUnsupported: The engine does not know the architecture, a field of the config, or a tensor.
+    """
+    config = _decode(files, "config.json")
+    family = _family(config)
+    _check_fields(family, config)
+    wanted = family.tensors(config)
+    by_name = {entry.name: entry for entry in entries}
+    _check_tensors(family, config, wanted, by_name)
+    stored = _stored_dtype(config, by_name[wanted[0].name], dtype)
+    tensors = tuple(TensorLayout(spec.name, spec.name, stored) for spec in wanted)
+    return SupportedModel(
+        architecture=config["architectures"][0],
+        max_model_len_tokens=config["max_position_embeddings"],
+        stop_token_ids=_stop_token_ids(config, files),
+        tensors=tensors,
+        groups=family.groups(config),
+        weights_bytes=sum(math.prod(spec.shape) * BITS[stored] // 8 for spec in wanted),
+    )
+
+
+def _decode(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    if name not in files:
+        raise ModelUnsupported(f"there is no {name} beside the weights: upload the whole checkpoint folder")
+    try:
+        return msgspec.json.decode(files[name], type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelUnsupported(f"{name} is not a JSON object: {error}") from error
+
+
+def _family(config: Mapping[str, Any]) -> Family:
+    architectures = config.get("architectures") or ["(none)"]
+    family = FAMILIES.get(architectures[0])
+    if family is None or config.get("model_type") != family.model_type:
+        raise ModelUnsupported(
+            f"architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is not served yet: "
+            f"this version serves {', '.join(sorted(FAMILIES))}"
+        )
+    return family
+
+
+def _check_fields(family: Family, config: Mapping[str, Any]) -> None:
+    for name, value in config.items():
+        if name not in family.fields:
+            raise ModelUnsupported(f"config.json: field {name!r} = {value!r} is not understood, so nothing is guessed")
+        problem = family.fields[name](value)
+        if problem:
+            raise ModelUnsupported(f"config.json: {name} = {value!r}: {problem}")
+    for name in family.required:
+        if config.get(name) is None:
+            raise ModelUnsupported(f"config.json: field {name!r} is missing")
+
+
+def _check_tensors(
+    family: Family, config: Mapping[str, Any], wanted: Sequence[TensorSpec], by_name: Mapping[str, Entry]
+) -> None:
+    for spec in wanted:
+        entry = by_name.get(spec.name)
+        if entry is None:
+            raise ModelUnsupported(f"the checkpoint lacks {spec.name!r}, which its config calls for")
+        if entry.shape != spec.shape:
+            raise ModelUnsupported(f"{spec.name!r} has shape {list(entry.shape)}, its config means {list(spec.shape)}")
+        if entry.dtype not in CASTABLE:
+            raise ModelUnsupported(f"{spec.name!r} is stored as {entry.dtype}: only unquantised weights are served yet")
+    unknown = by_name.keys() - {spec.name for spec in wanted}
+    unexplained = sorted(name for name in unknown if not family.ignores(name, config))
+    if unexplained:
+        raise ModelUnsupported(f"the checkpoint holds {unexplained[0]!r}, which {family.model_type} does not have")
+
+
+def _stored_dtype(config: Mapping[str, Any], first: Entry, dtype: str) -> str:
+    """One dtype for the whole model, as transformers' "auto" has it: the config's word, else the weights'."""
+    if dtype == "auto":
+        dtype = config.get("dtype") or config.get("torch_dtype") or first.dtype
+    stored = _DTYPES.get(dtype, dtype)
+    if stored not in _DTYPES.values():
+        raise ModelUnsupported(f"dtype {dtype!r} is not computed with: ask for --dtype {' or '.join(_DTYPES)}")
+    return stored
+
+
+def _stop_token_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[int, ...]:
+    """generation_config.json wins over config.json, as in transformers."""
+    generation = _decode(files, "generation_config.json") if "generation_config.json" in files else {}
+    stop = generation.get("eos_token_id", config.get("eos_token_id"))
+    if stop is None:
+        return ()
+    return tuple(stop) if isinstance(stop, list) else (stop,)

@@ -1,0 +1,152 @@
+"""The server process once its children run: event loop, signals, HTTP, and the way out.
+
+Takes a listening socket and two running children; gives the exit code. Knows no message and no tensor:
+`app.supervisor` drives the startup, `app.api` answers requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.child import Child
+from app.engine_client import EngineClient
+from app.lifecycle import Lifecycle, State
+from app.service import Service
+from app.settings import Settings
+from app.supervisor import Supervisor, Wishes
+from app.telemetry import logs
+from app.telemetry.ledger import Ledger
+from streaming.clock import boottime_s
+from streaming.messages import LoadRequest, PhaseTimed
+
+if TYPE_CHECKING:
+    import uvicorn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What exists before the event loop does."""
+
+    settings: Settings
+    exec_s: float
+    sock: socket.socket
+    spawn: Callable[[str], Child]
+    request: LoadRequest
+    loader: Child
+    engine: Child
+    phases: tuple[PhaseTimed, ...]
+
+
+def run(start: Start) -> int:
+    """Serve until a signal or a failure; returns the exit code."""
+    logs.configure(start.settings.observability.log_level)
+    for notice in start.settings.notices:
+        logger.info(notice)
+    return asyncio.run(_serve(start))
+
+
+async def _serve(start: Start) -> int:
+    service = _service(start)
+    stopped = _stop_on_signals()
+    wishes = Wishes(
+        dtype=start.settings.model.dtype,
+        shard_count=start.settings.model.shard_count,
+        warmup_prompt=start.settings.startup.warmup_prompt,
+        engine=start.settings.engine_options(),
+    )
+    supervisor = Supervisor(service, start.request, wishes, start.spawn, loader=start.loader, engine=start.engine)
+    reporting = asyncio.create_task(_report_when_ready(service, start.settings))
+    try:
+        server = await asyncio.to_thread(_import_and_build, service, start)
+        serving = asyncio.create_task(server.serve(sockets=[start.sock]))
+        code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
+        server.should_exit = True
+        await serving
+        return code
+    finally:
+        reporting.cancel()
+        supervisor.close()
+
+
+def _service(start: Start) -> Service:
+    ledger = Ledger(start.exec_s)
+    for phase in start.phases:
+        ledger.phase(phase.name, phase.start_s, phase.end_s)
+    settings = start.settings
+    return Service(
+        model_names=settings.model.served_model_names,
+        lifecycle=Lifecycle(),
+        ledger=ledger,
+        engine=EngineClient(max_waiting_requests=settings.server.max_waiting_requests),
+    )
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """SIGTERM and SIGINT stop the server gently; the signals are ours, uvicorn would exit 143 on them."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def _import_and_build(service: Service, start: Start) -> uvicorn.Server:
+    """Import FastAPI (0.3 s) and uvicorn and build the application, in a thread: the children are talking."""
+    start_s = boottime_s()
+    import uvicorn
+
+    from app.api.server import ApiOptions, create_app
+
+    class Server(uvicorn.Server):
+        """uvicorn, without its signal handlers."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    settings = start.settings.server
+    options = ApiOptions(api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes)
+    config = uvicorn.Config(
+        create_app(service, options),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+    )
+    service.ledger.phase("server.import", start_s, boottime_s())
+    return Server(config)
+
+
+async def _until_the_end(
+    service: Service, supervisor: Supervisor, stopped: asyncio.Event, serving: asyncio.Task[None], linger_s: float
+) -> int:
+    """Wait for a signal (exit 0), for a failure (its code, after the linger), or for the HTTP server's end."""
+    stop = asyncio.create_task(stopped.wait())
+    endings: set[asyncio.Future[Any]] = {stop, supervisor.failure, serving}
+    await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done() and supervisor.failure.done():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop, linger_s)  # the reason stands on /health meanwhile
+    stop.cancel()
+    if supervisor.failure.done():
+        return supervisor.failure.result().exit_code
+    service.lifecycle.advance(State.DRAINING, "shutting down: requests in flight finish, new ones are refused")
+    return 0 if stopped.is_set() else 6
+
+
+async def _report_when_ready(service: Service, settings: Settings) -> None:
+    """Log the ledger once the server is ready, if phase timings are wanted."""
+    while service.lifecycle.state is not State.READY:
+        await service.lifecycle.changed()
+    if settings.observability.emit_phase_timings:
+        for line in service.ledger.lines():
+            logger.info(line)

@@ -1,0 +1,227 @@
+"""The hub between loader, engine and API: who is told what, and when the server is ready.
+
+Takes the events of `app.loading` and `app.engine_host`, moves the lifecycle, fills the ledger and the
+service. Knows no HTTP; holds no socket and no process itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.child import Child
+from app.engine_host import EngineHost
+from app.lifecycle import State
+from app.loading import Loading
+from app.messages import BindArena, EngineOptions, EngineReady, RequestFailed, StepOutput, WeightsLanded
+from app.model_support import SupportedModel, support
+from app.service import ServedModel, Service
+from streaming.clock import boottime_s
+from streaming.errors import CheckpointError, ErrorReport, StreamingError, report
+from streaming.messages import Described, LoadReport, LoadRequest, PhaseTimed, Plan
+from streaming.progress import Progress
+
+if TYPE_CHECKING:
+    from app.text.text_model import TextModel
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the settings ask of a model."""
+
+    dtype: str
+    shard_count: int | None
+    warmup_prompt: str
+    engine: EngineOptions
+
+
+class Supervisor:
+    """One server's startup and its processes.
+
+    Args:
+        service: Filled in as things become known; its lifecycle is driven from here.
+        request: What the loader has been asked for.
+        wishes: Model and engine settings.
+        spawn: Starts a child by module name.
+        loader: The loader, which has `request` already.
+        engine: The engine, importing torch.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        request: LoadRequest,
+        wishes: Wishes,
+        spawn: Callable[[str], Child],
+        *,
+        loader: Child,
+        engine: Child,
+    ):
+        self._service = service
+        self._request = request
+        self._wishes = wishes
+        self._model: SupportedModel | None = None
+        self._files: dict[str, bytes] = {}
+        self._text: TextModel | None = None
+        self._warmup_token_ids: tuple[int, ...] = ()
+        self._weights_landed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failure: asyncio.Future[ErrorReport] = asyncio.get_running_loop().create_future()
+        self._engine = EngineHost(engine, lambda: spawn(engine.module), self)
+        self._loading = Loading(loader, request, lambda: spawn(loader.module), self)
+
+    def close(self) -> None:
+        """End both processes."""
+        self._loading.close()
+        self._engine.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def phase(self, phase: PhaseTimed) -> None:
+        """Enter a phase of another process into the ledger."""
+        self._service.ledger.phase(phase.name, phase.start_s, phase.end_s)
+        if phase.name == "source.headers":
+            self._service.ledger.milestone("artifact_fetch_start", phase.start_s)
+
+    def described(self, described: Described) -> None:
+        """Lay the model out, or refuse it before a weight byte moves."""
+        try:
+            self._check_shard_count(len(described.versions))
+            self._model = support(described.files, described.entries, dtype=self._wishes.dtype)
+        except StreamingError as error:
+            self.failed(report(error))
+            return
+        self._files = described.files
+        self._loading.lay_out(self._model.layout(described.origin))
+        if TOKENIZER in self._files:
+            self._read_text()
+        else:
+            logger.warning(
+                "there is no %s: the engine converts the tokenizer with transformers, which is slow", TOKENIZER
+            )
+            self._engine.convert_tokenizer(self._files)
+
+    def converted(self, tokenizer_json: bytes) -> None:
+        """Go on as if the checkpoint had brought this tokenizer.json."""
+        self._files = {**self._files, TOKENIZER: tokenizer_json}
+        self._read_text()
+
+    def planned(self, plan: Plan, arena_fd: int) -> None:
+        """Give the engine its addresses while their bytes are on the way."""
+        total_bytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
+        self._service.lifecycle.progress = Progress(total_bytes, start_s=boottime_s())
+        self._service.lifecycle.advance(State.LOADING, "streaming weights")
+        bind = BindArena(
+            origin=self._request.origin,
+            config=self._files["config.json"],
+            extents=plan.extents,
+            arena_bytes=plan.arena_bytes,
+            options=self._wishes.engine,
+        )
+        self._engine.bind(bind, arena_fd)
+
+    def progressed(self, nbytes: int) -> None:
+        """Count landed bytes."""
+        assert self._service.lifecycle.progress is not None  # it was planned
+        self._service.lifecycle.progress.add(nbytes, boottime_s())
+
+    def landed(self, plan: Plan, report: LoadReport) -> None:
+        """The bytes are there: log the line that proves the path, and warm up on them."""
+        ledger = self._service.ledger
+        ledger.milestone("artifact_fetch_end", report.fetched_s)
+        ledger.milestone("host_staging_complete", report.landed_s)
+        assert self._model is not None  # nothing is planned without one
+        seconds = report.landed_s - report.fetch_start_s
+        logger.info(
+            "streamed %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
+            len(self._model.tensors),
+            len(plan.versions),
+            report.fetched_bytes,
+            self._request.uri,
+            self._wishes.engine.device,
+            seconds,
+            report.fetched_bytes / max(seconds, 1e-9) / 1e9,
+        )
+        self._weights_landed = True
+        self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
+        self._warm_up()
+
+    def engine_ready(self, ready: EngineReady) -> None:
+        """Open the doors."""
+        model, text = self._model, self._text
+        assert model is not None  # the engine was bound to it,
+        assert text is not None  # and warmed up on its tokens
+        self._service.ledger.milestone("model_load_complete", boottime_s())
+        self._service.model = ServedModel(
+            text=text,
+            max_model_len_tokens=ready.max_model_len_tokens,
+            stop_token_ids=model.stop_token_ids,
+            created_s=int(time.time()),
+        )
+        self._service.engine.attach(self._engine.send)
+        if self._service.lifecycle.advance(State.READY, "loaded and warm"):
+            logger.info("ready: %s, %d KV cache blocks", model.architecture, ready.kv_cache_blocks)
+
+    def engine_output(self, output: StepOutput | RequestFailed) -> None:
+        """Hand tokens to whoever waits for them."""
+        self._service.engine.deliver(output)
+
+    def engine_lost(self, reason: str) -> None:
+        """End the requests it had; go back to warming if it had been serving."""
+        self._service.engine.detach(reason)
+        if self._service.lifecycle.state is State.READY:
+            self._service.lifecycle.advance(State.WARMING, "the engine died; another one binds to the same weights")
+
+    def failed(self, error: ErrorReport) -> None:
+        """The server cannot become ready (again): say why, once."""
+        if self.failure.done() or not self._service.lifecycle.advance(State.FAILED, error.message):
+            return
+        logger.error("%s: %s", error.kind, error.message)
+        self._service.engine.detach(error.message)
+        self.failure.set_result(error)
+
+    def _check_shard_count(self, shards: int) -> None:
+        wanted = self._wishes.shard_count
+        if wanted is not None and wanted != shards:
+            raise CheckpointError(
+                f"model.shard_count is {wanted}, but the checkpoint has {shards}: correct one of them"
+            )
+
+    def _read_text(self) -> None:
+        task = asyncio.create_task(self._build_text())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _build_text(self) -> None:
+        """Read the tokenizer in a thread: a large one takes a second."""
+        start_s = boottime_s()
+        try:
+            self._text, self._warmup_token_ids = await asyncio.to_thread(
+                _read_text, self._files, self._wishes.warmup_prompt
+            )
+        except StreamingError as error:
+            self.failed(report(error))
+            return
+        self._service.ledger.phase("server.tokenizer", start_s, boottime_s())
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Warm up once both the weights and the warm-up prompt's tokens are there."""
+        if self._weights_landed and self._text is not None:
+            self._engine.weights_landed(WeightsLanded(self._warmup_token_ids))
+
+
+def _read_text(files: dict[str, bytes], warmup_prompt: str) -> tuple[TextModel, tuple[int, ...]]:
+    """The text model and the warm-up prompt's tokens. Its imports wait until the children are at work."""
+    from app.text.text_model import TextModel
+
+    text = TextModel.from_files(files)
+    return text, text.encode(warmup_prompt, True)
