@@ -1,0 +1,77 @@
+"""The layers meet: flag > environment > file > default.
+
+Takes argv and the environment, gives a `Command` with frozen settings. Knows no source's form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from app.settings.kinds import shown_bytes
+from app.settings.model import default_model_name
+from app.settings.parser import command_name, split
+from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, Given, from_environment, from_file, from_flags
+from app.settings.tree import SECTIONS, Settings, check_served
+
+
+class Command(msgspec.Struct, frozen=True):
+    """What the user asked for: "serve", "push" or "inspect", its positional arguments, its settings."""
+
+    name: str
+    arguments: tuple[str, ...]
+    settings: Settings
+
+
+def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
+    """The command that `argv` (without the program's name) asks for. Reads nothing but the --config file.
+
+    Raises:
+        UsageError: Something is unknown, of the wrong kind, missing, or not served by this version.
+        SystemExit: 0, after --help or --version were written to the standard output.
+    """
+    name = command_name(argv)
+    line = split(name, argv[1:])
+    path = line.flags.pop(CONFIG_FLAG, [environ.get(CONFIG_VARIABLE, "")])[-1]
+    settings = _settings(
+        (
+            from_file(path) if path else {},
+            from_environment(environ),
+            from_flags(line.flags, line.arguments.get("URI")),
+        )
+    )
+    if name == "serve":
+        check_served(settings)
+    return Command(name, tuple(line.arguments.values()), settings)
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """The settings of `coldstream serve` with these words; raises as `parse` does."""
+    return parse(["serve", *argv], environ).settings
+
+
+def _settings(layers: Iterable[Mapping[str, Given]]) -> Settings:
+    """The tree from layers of which a later one wins."""
+    winners = {path: given for layer in layers for path, given in layer.items()}
+    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for given in winners.values():
+        values[given.row.section][given.row.name] = given.value()
+    if uri := values["model"].get("uri"):
+        values["model"].setdefault("served_model_names", (default_model_name(uri),))
+    tree: dict[str, Any] = {name: section(**values[name]) for name, section in SECTIONS.items()}
+    settings = Settings(**tree)
+    notices = (*(given.notice() for given in winners.values()), _memory_notice(settings))
+    return msgspec.structs.replace(settings, notices=tuple(line for line in notices if line))
+
+
+def _memory_notice(settings: Settings) -> str | None:
+    """A line to log if the memory limit reduced the pipeline; raises UsageError if nothing fits."""
+    storage, fitted = settings.storage, settings.storage.pipeline_options()
+    if (fitted.lanes, fitted.chunk_bytes) == (storage.lanes, storage.chunk_bytes):
+        return None
+    return (
+        f"storage.memory_limit_bytes={storage.memory_limit_bytes} reduces {storage.lanes} lanes with chunks of "
+        f"{shown_bytes(storage.chunk_bytes)} to {fitted.lanes} with {shown_bytes(fitted.chunk_bytes)}"
+    )

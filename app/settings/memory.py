@@ -1,0 +1,35 @@
+"""How many lanes and how large a chunk fit a limit of host memory. Pure arithmetic."""
+
+from __future__ import annotations
+
+from app.errors import UsageError
+from app.settings.kinds import MIB, shown_bytes
+from streaming.options import PipelineOptions
+
+UNLIMITED = -1
+ONE_SLOT_A_LANE = 0
+SLOTS_PER_LANE = 2
+
+
+def fit_memory(lanes: int, chunk_bytes: int, memory_limit_bytes: int) -> PipelineOptions:
+    """The most of `lanes` and `chunk_bytes` whose slots (lanes x 2 x chunk) stay within the limit.
+
+    Lanes go first, because a smaller chunk costs a request more per byte; chunks shrink to whole MiB, and
+    only once a single lane is left. A limit of -1 is none; 0 is what `lanes` slots would take.
+
+    Raises:
+        UsageError: Not even one lane with chunks of 1 MiB fits.
+    """
+    if memory_limit_bytes == UNLIMITED:
+        return PipelineOptions(lanes=lanes, chunk_bytes=chunk_bytes)
+    limit_bytes = lanes * chunk_bytes if memory_limit_bytes == ONE_SLOT_A_LANE else memory_limit_bytes
+    fitting_lanes = min(lanes, limit_bytes // (SLOTS_PER_LANE * chunk_bytes))
+    if fitting_lanes >= 1:
+        return PipelineOptions(lanes=fitting_lanes, chunk_bytes=chunk_bytes)
+    fitting_chunk_bytes = limit_bytes // SLOTS_PER_LANE // MIB * MIB
+    if fitting_chunk_bytes == 0:
+        raise UsageError(
+            f"storage.memory_limit_bytes: {shown_bytes(limit_bytes)} is too little: "
+            "one lane with two slots of 1 MiB needs 2 MiB; use -1 for no limit"
+        )
+    return PipelineOptions(lanes=1, chunk_bytes=fitting_chunk_bytes)

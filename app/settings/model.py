@@ -1,0 +1,112 @@
+"""The settings of the `model` and `startup` sections: what is served, and what happens until it is.
+
+Knows no source of bytes and no engine.
+"""
+
+from typing import Annotated
+
+from app.settings.kinds import BOOL, TEXT, TEXTS, URI, choice, count, integer, mapped, number, switch
+from app.settings.table import CPU_ONLY, Section, Setting
+
+_LOAD_FORMATS = mapped(dict.fromkeys(("auto", "safetensors", "runai_streamer"), "safetensors"))
+
+
+class ModelSettings(Section, frozen=True, kw_only=True):
+    """Which model, under which name, in which form. `uri` is set for `serve` and "" elsewhere."""
+
+    uri: Annotated[
+        str,
+        Setting(
+            URI,
+            "Where the checkpoint lies; also the positional argument of serve.",
+            flags=("--model",),
+            variables=("MODEL_SOURCE_URI",),
+            unset="none",
+        ),
+    ] = ""
+    served_model_names: Annotated[
+        tuple[str, ...],
+        Setting(
+            TEXTS,
+            "What clients may call the model; the first is the name in answers.",
+            flags=("--served-model-name",),
+            unset="the last path component of the URI",
+        ),
+    ] = ()
+    dtype: Annotated[
+        str,
+        Setting(
+            choice("auto", "bfloat16", "float16", "float32"),
+            "The weights' dtype in memory; auto is the checkpoint's own, as far as the device computes in it.",
+        ),
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Setting(count(1), "Longest prompt and answer together.", unit="tokens", unset="the model's own limit"),
+    ] = None
+    format: Annotated[
+        str, Setting(choice("safetensors"), "The checkpoint's format.", flags=(("--load-format", _LOAD_FORMATS),))
+    ] = "safetensors"
+    shard_count: Annotated[
+        int | None,
+        Setting(integer(1), "How many shards the checkpoint must have.", unset="not checked"),
+    ] = None
+    load_strategy: Annotated[
+        str,
+        Setting(
+            choice("direct-gpu", "host-staging"),
+            "How bytes reach the device.",
+            variables=("MODEL_LOAD_STRATEGY",),
+            keys=(("direct_gpu_load", switch("direct-gpu", "host-staging")),),
+            status=f"not yet active: {CPU_ONLY}, where weights land in the memory they are served from; with a "
+            "GPU it will choose between copying each chunk as it arrives and staging in host memory first",
+        ),
+    ] = "direct-gpu"
+    pinned_host_fallback: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Stage in pinned host memory where direct-gpu is impossible.",
+            variables=("USE_PINNED_HOST_FALLBACK",),
+            status=f"not yet active: {CPU_ONLY}; with a GPU it will allow that instead of an error",
+        ),
+    ] = True
+
+
+class StartupSettings(Section, frozen=True, kw_only=True):
+    """What happens between exec and ready, and when that fails."""
+
+    warmup_prompt: Annotated[str, Setting(TEXT, "Answered once on the real weights before /health says 200.")] = "Hello"
+    readiness_probe_initial_delay_seconds: Annotated[
+        int | None,
+        Setting(
+            integer(0),
+            "Taken from configurations of servers that need it.",
+            flags=(),
+            unit="s",
+            unset="none",
+            status="unnecessary: /health is 503 until ready",
+        ),
+    ] = None
+    fail_if_checksum_mismatch: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Refuse weights whose checksum differs from the manifest's.",
+            flags=(),
+            status="not yet active: it will compare every shard with the checksums that push writes",
+        ),
+    ] = False
+    fail_linger_s: Annotated[
+        float, Setting(number(0), "How long /health shows a failure before the server exits.", unit="s")
+    ] = 0.0
+
+
+def default_model_name(uri: str) -> str:
+    """The last path component of a URI or path, as a folder named "." has it too."""
+    name = uri.rstrip("/").rpartition("/")[2]
+    if name in {"", ".", ".."}:
+        from pathlib import Path  # 7 ms that a URI need not pay
+
+        name = Path(uri).resolve().name
+    return name or uri

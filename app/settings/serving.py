@@ -1,0 +1,96 @@
+"""The settings of the `engine`, `server` and `observability` sections: how the loaded model is served.
+
+Knows no model and no source.
+"""
+
+from typing import Annotated
+
+from app.messages import EngineOptions
+from app.settings.kinds import BOOL, MIB, SECRETS, TEXT, choice, count, integer, number, size
+from app.settings.table import CPU_ONLY, Section, Setting
+
+_ENGINE = EngineOptions()
+
+
+class EngineSettings(Section, frozen=True, kw_only=True):
+    """How the engine runs."""
+
+    device: Annotated[
+        str, Setting(choice("auto", "cpu", "cuda"), f"Where the model runs; auto is cpu for now: {CPU_ONLY}.")
+    ] = "auto"
+    max_num_seqs: Annotated[int, Setting(integer(1), "How many sequences one step computes at most.")] = (
+        _ENGINE.max_num_seqs
+    )
+    max_num_batched_tokens: Annotated[
+        int, Setting(count(1), "How many tokens one step computes at most.", unit="tokens")
+    ] = _ENGINE.max_num_batched_tokens
+    block_size: Annotated[int, Setting(integer(1), "Tokens in one block of the KV cache.", unit="tokens")] = (
+        _ENGINE.block_size_tokens
+    )
+    kv_cache_bytes: Annotated[
+        int | None,
+        Setting(
+            size(1),
+            "Memory of the KV cache.",
+            flags=("--kv-cache-memory-bytes",),
+            unit="bytes",
+            unset="the engine chooses",
+        ),
+    ] = _ENGINE.kv_cache_bytes
+    gpu_memory_utilization: Annotated[
+        float | None,
+        Setting(
+            number(0.01, 1),
+            "Share of the GPU's memory to use.",
+            unset="none",
+            status=f"not yet active: {CPU_ONLY}; with a GPU it will bound weights and KV cache together",
+        ),
+    ] = None
+    tensor_parallel_size: Annotated[
+        int, Setting(integer(1), "Over how many GPUs the model is split; only 1 for now.")
+    ] = 1
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """What HTTP clients meet. With no `api_keys`, everybody may ask."""
+
+    host: Annotated[str, Setting(TEXT, "The address to listen on.")] = "0.0.0.0"  # noqa: S104 - a server in a pod
+    port: Annotated[int, Setting(integer(0, 65535), "The port to listen on; 0 is any that is free.")] = 8000
+    api_keys: Annotated[
+        tuple[str, ...],
+        Setting(
+            SECRETS,
+            "Keys of which a client must send one; a flag is visible to every user of the machine.",
+            flags=("--api-key",),
+            unset="no key is asked for",
+            secret=True,
+        ),
+    ] = ()
+    drain_timeout_s: Annotated[
+        float, Setting(number(0), "How long running requests may take to end at shutdown.", unit="s")
+    ] = 30.0
+    max_waiting_requests: Annotated[
+        int, Setting(integer(1), "How many sequences may be in the engine; more are answered 429.")
+    ] = 256
+    max_body_bytes: Annotated[
+        int, Setting(size(1), "Largest request body; a larger one is answered 413.", unit="bytes")
+    ] = 4 * MIB
+
+
+class ObservabilitySettings(Section, frozen=True, kw_only=True):
+    """What is told about a run."""
+
+    log_level: Annotated[str, Setting(choice("debug", "info", "warning", "error"), "The least severe line logged.")] = (
+        "info"
+    )
+    emit_phase_timings: Annotated[bool, Setting(BOOL, "Log the startup ledger, phase by phase.")] = True
+    emit_gpu_memory_watermark: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Report the most GPU memory ever used.",
+            flags=(),
+            status=f"not yet active: {CPU_ONLY}; with a GPU it will be logged and be a metric",
+        ),
+    ] = False
+    emit_first_token_latency: Annotated[bool, Setting(BOOL, "Report the time to the first token.")] = True

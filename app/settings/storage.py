@@ -1,0 +1,214 @@
+"""The settings of the `storage` section: the source, its credentials and the lanes.
+
+Gives `streaming`'s options. Knows no flag's or variable's value: sources are read elsewhere.
+"""
+
+from typing import Annotated
+
+from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, choice, integer, mapped, mebibytes, number, size
+from app.settings.memory import UNLIMITED, fit_memory
+from app.settings.table import Section, Setting
+from streaming.options import AzureOptions, PipelineOptions, SourceOptions
+
+_SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
+# DefaultAzureCredential reads the other values of this variable itself.
+_TOKEN_CREDENTIALS = mapped(
+    {
+        "ManagedIdentityCredential": "managed-identity",
+        "WorkloadIdentityCredential": "workload-identity",
+        **dict.fromkeys(
+            (
+                "dev",
+                "prod",
+                "EnvironmentCredential",
+                "AzureCliCredential",
+                "AzureDeveloperCliCredential",
+                "AzurePowerShellCredential",
+                "VisualStudioCodeCredential",
+            ),
+            "auto",
+        ),
+    }
+)
+
+
+class StorageSettings(Section, frozen=True, kw_only=True):
+    """How to reach the source and how hard to pull."""
+
+    lanes: Annotated[
+        int,
+        Setting(
+            integer(1, 256),
+            "How many ranged reads are in flight at once.",
+            flags=("--concurrency",),
+            variables=("RUNAI_STREAMER_CONCURRENCY",),
+            keys=("prefetch_concurrency",),
+            loader_key="concurrency",
+        ),
+    ] = _PIPELINE.lanes
+    chunk_bytes: Annotated[
+        int,
+        Setting(
+            size(MIB, 256 * MIB),
+            "How much one ranged read asks for.",
+            flags=(("--chunk-mib", mebibytes(1, 256)),),
+            variables=("RUNAI_STREAMER_CHUNK_BYTESIZE",),
+            unit="bytes",
+        ),
+    ] = _PIPELINE.chunk_bytes
+    memory_limit_bytes: Annotated[
+        int,
+        Setting(
+            size(UNLIMITED, accepts="-1 (no limit), 0 (one slot a lane) or a size in bytes, such as 512MiB"),
+            "Host memory of all slots (two a lane); lanes, then chunks, are reduced to fit.",
+            flags=("--memory-limit",),
+            variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
+            loader_key="memory_limit",
+            unit="bytes",
+        ),
+    ] = UNLIMITED
+    distributed: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Read each byte on one rank only and share it.",
+            flags=(),
+            loader_key="distributed",
+            status="not yet active: one process loads all; with several ranks it will share what each has fetched",
+        ),
+    ] = False
+    local_nvme_cache_enabled: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Keep fetched shards on a local disk.",
+            flags=(),
+            status="not yet active: it will keep shards on a local disk and read them from there while ETags match",
+        ),
+    ] = False
+    connect_timeout_s: Annotated[float, Setting(number(0.001), "To connect to the source.", unit="s")] = (
+        _SOURCE.connect_timeout_s
+    )
+    request_timeout_s: Annotated[float, Setting(number(0.001), "For one request.", unit="s")] = (
+        _SOURCE.request_timeout_s
+    )
+    max_retries: Annotated[int, Setting(integer(0), "Retries of one request.")] = _SOURCE.max_retries
+    retry_timeout_s: Annotated[float, Setting(number(0), "For one request and all its retries.", unit="s")] = (
+        _SOURCE.retry_timeout_s
+    )
+    azure_credential: Annotated[
+        str,
+        Setting(
+            choice(
+                "auto",
+                "sas-token",
+                "account-key",
+                "connection-string",
+                "workload-identity",
+                "managed-identity",
+                "anonymous",
+                "default",
+            ),
+            "Which credential to use; auto is the first that is present, in this order.",
+            variables=(("AZURE_TOKEN_CREDENTIALS", _TOKEN_CREDENTIALS),),
+        ),
+    ] = "auto"
+    azure_account_name: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "The storage account of az:// URIs.",
+            variables=("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"),
+            unset="none",
+        ),
+    ] = None
+    azure_endpoint: Annotated[
+        str | None,
+        Setting(
+            URI,
+            "Full URL of the blob service (Azurite, private endpoints).",
+            variables=("AZURE_STORAGE_BLOB_ENDPOINT",),
+            unset="https://ACCOUNT.SUFFIX",
+        ),
+    ] = None
+    azure_endpoint_suffix: Annotated[
+        str, Setting(TEXT, "The cloud's blob host.", variables=("AZURE_STORAGE_ENDPOINT_SUFFIX",))
+    ] = AzureOptions().endpoint_suffix
+    azure_client_id: Annotated[
+        str | None, Setting(TEXT, "The identity to use.", variables=("AZURE_CLIENT_ID",), unset="none")
+    ] = None
+    azure_tenant_id: Annotated[
+        str | None, Setting(TEXT, "Its tenant.", variables=("AZURE_TENANT_ID",), unset="none")
+    ] = None
+    azure_authority_host: Annotated[
+        str | None,
+        Setting(URI, "Where tokens come from.", variables=("AZURE_AUTHORITY_HOST",), unset="the public cloud's"),
+    ] = None
+    azure_federated_token_file: Annotated[
+        str | None,
+        Setting(TEXT, "The pod's token.", variables=("AZURE_FEDERATED_TOKEN_FILE",), unset="none"),
+    ] = None
+    azure_account_key: Annotated[
+        str | None,
+        Setting(
+            SECRET,
+            "The account's key.",
+            flags=(),
+            variables=("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY"),
+            unset="none",
+            secret=True,
+        ),
+    ] = None
+    azure_sas_token: Annotated[
+        str | None,
+        Setting(
+            SECRET,
+            "A shared access signature.",
+            flags=(),
+            variables=("AZURE_STORAGE_SAS_TOKEN",),
+            unset="none",
+            secret=True,
+        ),
+    ] = None
+    azure_connection_string: Annotated[
+        str | None,
+        Setting(
+            SECRET,
+            "The account's connection string.",
+            flags=(),
+            variables=("AZURE_STORAGE_CONNECTION_STRING",),
+            unset="none",
+            secret=True,
+        ),
+    ] = None
+
+    def source_options(self) -> SourceOptions:
+        """What `streaming` takes to read from the source."""
+        azure = AzureOptions(
+            account_name=self.azure_account_name,
+            account_key=self.azure_account_key,
+            sas_token=self.azure_sas_token,
+            connection_string=self.azure_connection_string,
+            endpoint=self.azure_endpoint,
+            endpoint_suffix=self.azure_endpoint_suffix,
+            credential=self.azure_credential,
+            client_id=self.azure_client_id,
+            tenant_id=self.azure_tenant_id,
+            authority_host=self.azure_authority_host,
+            federated_token_file=self.azure_federated_token_file,
+        )
+        return SourceOptions(
+            azure=azure,
+            connect_timeout_s=self.connect_timeout_s,
+            request_timeout_s=self.request_timeout_s,
+            max_retries=self.max_retries,
+            retry_timeout_s=self.retry_timeout_s,
+        )
+
+    def pipeline_options(self) -> PipelineOptions:
+        """Lanes and chunks, reduced to the memory limit.
+
+        Raises:
+            UsageError: Not even one lane fits.
+        """
+        return fit_memory(self.lanes, self.chunk_bytes, self.memory_limit_bytes)

@@ -1,0 +1,67 @@
+"""The whole tree of settings and its table.
+
+Knows no source and no precedence.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from app.errors import UsageError
+from app.messages import EngineOptions
+from app.settings.model import ModelSettings, StartupSettings
+from app.settings.serving import EngineSettings, ObservabilitySettings, ServerSettings
+from app.settings.storage import StorageSettings
+from app.settings.table import Section, rows_of
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSettings,
+    "startup": StartupSettings,
+    "storage": StorageSettings,
+    "engine": EngineSettings,
+    "server": ServerSettings,
+    "observability": ObservabilitySettings,
+}
+ROWS = rows_of(SECTIONS)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was configured.
+
+    `notices` are lines to log: settings that were given and change nothing, and what was reduced to fit.
+    """
+
+    model: ModelSettings = ModelSettings()
+    startup: StartupSettings = StartupSettings()
+    storage: StorageSettings = StorageSettings()
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
+    notices: tuple[str, ...] = ()
+
+    def engine_options(self) -> EngineOptions:
+        """What the engine process takes."""
+        return EngineOptions(
+            device="cpu",  # what "auto" means as long as `check_served` refuses "cuda"
+            max_model_len_tokens=self.model.max_model_len,
+            max_num_seqs=self.engine.max_num_seqs,
+            max_num_batched_tokens=self.engine.max_num_batched_tokens,
+            block_size_tokens=self.engine.block_size,
+            kv_cache_bytes=self.engine.kv_cache_bytes,
+        )
+
+
+def check_served(settings: Settings) -> None:
+    """Refuse what this version cannot serve.
+
+    Raises:
+        UsageError: There is no model, or it asks for a GPU or for several.
+    """
+    if not settings.model.uri:
+        raise UsageError(
+            "no model: write `coldstream serve URI` (before flags that take several words), or set COLDSTREAM_MODEL"
+        )
+    if settings.engine.device == "cuda":
+        raise UsageError("engine.device=cuda: not yet: this version serves on the CPU; use auto or cpu")
+    if settings.engine.tensor_parallel_size > 1:
+        raise UsageError("engine.tensor_parallel_size: not yet: this version serves on one device; use 1")
