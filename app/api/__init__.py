@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP surface. Knows HTTP, not tensors."""

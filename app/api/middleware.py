@@ -1,0 +1,114 @@
+"""What every request passes on its way in: a request id, the key, the size of its body.
+
+Plain ASGI rather than Starlette's BaseHTTPMiddleware, which hides disconnects from the routes. Knows no
+route but the probes' paths.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import error_response
+from app.errors import RequestTooLarge, ServiceError, Unauthorized
+
+# kubelet and Prometheus send no key.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/startupz", "/metrics"})
+
+_REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+class RequestIds:
+    """Gives every request an id (its own X-Request-Id, where it has one) and returns it in the answer."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class Admission:
+    """Refuses a request without a valid key, or with too large a body, before any route sees it.
+
+    Args:
+        api_keys: The valid keys; none means that none is asked for.
+        max_body_bytes: The largest body that is read.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_body_bytes: int):
+        self._app = app
+        self._api_keys = [key.encode() for key in api_keys]
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_key(headers.get("authorization", ""))
+            body = await self._read_body(headers, receive)
+        except ClientDisconnect:
+            return
+        except ServiceError as exc:
+            response = error_response(exc)
+            # The rest of the body is not read, so the connection cannot carry another request.
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            return
+        await self._app(scope, _replay(body, receive), send)
+
+    def _check_key(self, authorization: str) -> None:
+        if not self._api_keys:
+            return
+        scheme, _, given = authorization.partition(" ")
+        # Every key is compared, each in constant time, so that the answer's time tells nothing.
+        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._api_keys]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise Unauthorized("a valid API key is needed: send it as `Authorization: Bearer KEY`")
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        announced = headers.get("content-length", "")
+        body = bytearray()
+        more = True
+        while more:
+            if max(len(body), int(announced) if announced.isdecimal() else 0) > self._max_body_bytes:
+                raise RequestTooLarge(f"the body is larger than {self._max_body_bytes} bytes")
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then whatever comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replaying() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replaying

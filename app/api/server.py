@@ -1,0 +1,47 @@
+"""The HTTP application: routes, errors and what every request passes first.
+
+Takes a service and a few options, gives an ASGI application. Knows no socket, process or setting's source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from app.api import errors
+from app.api.chat import chat_routes
+from app.api.completions import completion_routes
+from app.api.middleware import Admission, RequestIds
+from app.api.models import model_routes
+from app.api.probes import probe_routes
+from app.service import Service
+
+
+@dataclass(frozen=True)
+class ApiOptions:
+    """Who may ask, and how much at once.
+
+    Args:
+        api_keys: Valid Bearer keys; none means that none is asked for.
+        max_body_bytes: The largest request body that is read.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 16 << 20
+
+    def __repr__(self) -> str:
+        """How many keys there are, not which."""
+        return f"ApiOptions(api_keys=<{len(self.api_keys)}>, max_body_bytes={self.max_body_bytes})"
+
+
+def create_app(service: Service, options: ApiOptions) -> FastAPI:
+    """The application that serves `service`; it answers probes and refusals before there is a model."""
+    app = FastAPI(title="Coldstream", redoc_url=None)
+    for routes in (probe_routes, model_routes, completion_routes, chat_routes):
+        app.include_router(routes(service))
+    errors.install(app)
+    # The last one added is the first one passed.
+    app.add_middleware(Admission, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
+    app.add_middleware(RequestIds)
+    return app

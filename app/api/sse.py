@@ -1,0 +1,116 @@
+"""Token stream to event stream, with an honest ending.
+
+Takes chunks as bytes, gives `data:` frames. A stream that completes ends in `[DONE]`; one that fails after
+its headers ends in an error and no `[DONE]`; one whose client goes away is closed at once. Knows nothing
+of what is in a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.errors import error_body
+from app.errors import ServiceError
+
+_DONE = b"[DONE]"
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class EventStream(Response):
+    """A response that sends chunks as they come.
+
+    Args:
+        first: The first chunk. It was awaited before there are headers, so that whatever fails until then
+            still has an HTTP status.
+        rest: The other chunks; always closed.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]):
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or stop as soon as the client is gone."""
+        try:
+            await unless_disconnected(receive, self._send_all(send))
+        except ClientDisconnect:
+            return
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._rest):
+            await _send_frame(send, self._first)
+            await _send_frame(send, await self._send_rest(send))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_rest(self, send: Send) -> bytes:
+        """Send the chunks behind the first; returns the one that ends the stream."""
+        try:
+            async for chunk in self._rest:
+                await _send_frame(send, chunk)
+        except ServiceError as exc:
+            return error_body(exc)
+        except Exception as exc:  # noqa: BLE001 - logged, and the client must learn of it
+            _log.exception("a stream failed after its headers")
+            return error_body(exc)
+        return _DONE
+
+
+async def open_event_stream(receive: Receive, chunks: AsyncGenerator[bytes, None]) -> EventStream:
+    """Await the first chunk and answer with the stream.
+
+    Raises:
+        ClientDisconnect: Nobody waits for it any more; `chunks` is closed.
+    """
+    try:
+        first = await unless_disconnected(receive, anext(chunks))
+    except BaseException:
+        await chunks.aclose()
+        raise
+    return EventStream(first, chunks)
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[_Result]) -> _Result:
+    """Await `work`, but cancel it the moment the client goes away.
+
+    Args:
+        receive: The request's, its body already read.
+        work: What the client waits for.
+
+    Raises:
+        ClientDisconnect: The client went away first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_frame(send: Send, chunk: bytes) -> None:
+    await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})

@@ -1,0 +1,167 @@
+"""Incremental detokenising: the pieces make up the whole, and no piece has half a character."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from app.text.detokenizer import Detokenizer
+from app.text.token_text import TokenText
+from tests.unit.scripted_engine import byte_tokenizer
+
+TEXTS = [
+    "Hello, world!",
+    "  leading and trailing  ",
+    "naïve café, Ünïcödé, ß",
+    "Привет, мир",
+    "你好世界。こんにちは 안녕하세요",
+    "مرحبا بالعالم שלום हिन्दी ไทย",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇩🇪🇯🇵 👍🏽 𝒳𐍈",
+    "tabs\tand\n\nnewlines\r\n   runs",
+    "<s>special</s> in text",
+    "",
+]
+
+
+def sentencepiece_like():
+    """A BPE as Llama-2 has it: metaspaces, byte fallback, the first space stripped."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    pieces += list("abcdefghijklmnopqrstuvwxyzHPwo,.!éßПривет你世")
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("▁", "w"), ("h", "e"), ("l", "l")]
+    vocab |= {left + right: len(vocab) + index for index, (left, right) in enumerate(merges)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<unk>", "<s>", "</s>")])
+    return tokenizer
+
+
+def metaspace():
+    """A unigram model with the Metaspace decoder, which drops the first token's space."""
+    pieces = ["<unk>", "▁", "▁the", "▁a", "s", "▁▁", *"abcdefgh"]
+    tokenizer = Tokenizer(models.Unigram([(piece, -float(index)) for index, piece in enumerate(pieces)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+def wordpiece():
+    """WordPiece: continuations are glued, words are spaced, punctuation is cleaned up."""
+    pieces = ["[UNK]", "[CLS]", "hello", "world", "##s", "##ing", "n't", ".", "!", "do", "'s", "a"]
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([AddedToken("[CLS]", special=True)])
+    return tokenizer
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer(),
+    "sentencepiece": sentencepiece_like(),
+    "metaspace": metaspace(),
+    "wordpiece": wordpiece(),
+}
+
+
+def detokenizer(tokenizer):
+    added = tokenizer.get_added_tokens_decoder()
+    return Detokenizer(tokenizer, frozenset(token_id for token_id, token in added.items() if token.special))
+
+
+def pieces_of(tokenizer, token_ids):
+    growing = detokenizer(tokenizer)
+    return [*(growing.push(token_id) for token_id in token_ids), growing.flush()]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_the_pieces_make_up_the_whole(name, data):
+    """For any ids, even invalid and unknown ones, the pieces concatenate to the whole decoding."""
+    tokenizer = TOKENIZERS[name]
+    token_ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 2), max_size=40))
+    assert "".join(pieces_of(tokenizer, token_ids)) == tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+@given(st.lists(st.sampled_from(range(1, 259)), max_size=12), st.lists(st.integers(0, 310), max_size=12))
+def test_runs_of_byte_tokens_make_up_the_whole(some_bytes, others):
+    """Byte fallback, whose decoding of a run depends on its last byte, is exact as well."""
+    tokenizer = TOKENIZERS["sentencepiece"]
+    token_ids = [*others, *some_bytes, *others[:3], *some_bytes[:4]]
+    assert "".join(pieces_of(tokenizer, token_ids)) == tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("name", ["bytes", "sentencepiece"])
+@given(text=st.one_of(st.sampled_from(TEXTS), st.text(max_size=30)))
+def test_no_piece_has_half_a_character(name, text):
+    """For any text, every piece is whole characters of it: no replacement character appears."""
+    tokenizer = TOKENIZERS[name]
+    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    pieces = pieces_of(tokenizer, token_ids)
+    assert "".join(pieces) == tokenizer.decode(token_ids, skip_special_tokens=True)
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_comes_with_its_last_byte():
+    """A four-byte character is silent for three tokens and then whole."""
+    tokenizer = TOKENIZERS["bytes"]
+    assert pieces_of(tokenizer, tokenizer.encode("🙂a", add_special_tokens=False).ids) == ["", "", "", "🙂", "a", ""]
+
+
+def test_an_incomplete_character_shows_at_the_end():
+    """What stays incomplete becomes U+FFFD when the sequence ends."""
+    tokenizer = TOKENIZERS["bytes"]
+    half = tokenizer.encode("🙂", add_special_tokens=False).ids[:2]
+    assert pieces_of(tokenizer, half) == ["", "", "\ufffd"]
+
+
+def test_a_long_sequence_is_decoded_in_linear_time():
+    """Each push decodes a few tokens, not the sequence so far."""
+    tokenizer = TOKENIZERS["bytes"]
+    decoded = []
+
+    class Counting:
+        id_to_token = staticmethod(tokenizer.id_to_token)
+
+        @staticmethod
+        def decode(token_ids, *, skip_special_tokens):
+            decoded.append(len(token_ids))
+            return tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    token_ids = tokenizer.encode("".join(random.choices("ab🙂é", k=300)), add_special_tokens=False).ids
+    growing = Detokenizer(Counting, frozenset())
+    assert "".join(map(growing.push, token_ids)) == tokenizer.decode(token_ids)
+    assert max(decoded) <= 8
+
+
+def finish(token_text, token_ids, reason):
+    last = len(token_ids) - 1
+    return [token_text.push(token_id, reason if at == last else None) for at, token_id in enumerate(token_ids)]
+
+
+def test_the_token_that_stopped_a_sequence_has_no_text():
+    """With the reason "stop" the last token is the stop token, which is not shown."""
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer.encode("abc", add_special_tokens=False).ids
+    assert finish(TokenText(detokenizer(tokenizer), []), ids, "stop") == [("a", None), ("b", None), ("", "stop")]
+    assert finish(TokenText(detokenizer(tokenizer), []), ids, "length")[-1] == ("c", "length")
+
+
+def test_the_end_gives_out_what_was_held_back():
+    """Half a character and half a stop string are both shown when the length ends the sequence."""
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer.encode("ab🙂", add_special_tokens=False).ids[:-1]
+    shown = finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length")
+    assert "".join(text for text, _ in shown) == "ab\ufffd"
+    assert shown[1] == ("", None)
+
+
+def test_a_stop_string_in_the_last_piece_is_a_stop():
+    """A stop string that completes with the last token wins over "length"."""
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer.encode("abc", add_special_tokens=False).ids
+    assert finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length") == [("a", None), ("", None), ("", "stop")]
