@@ -8,6 +8,7 @@ seconds on a machine that has none). Reads no environment itself; azure-identity
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -129,6 +130,8 @@ def _default_provider() -> Callable[[], dict[str, Any]]:
     """DefaultAzureCredential as obstore's provider, asked once now so that a failure is ours to word."""
     from azure.core.exceptions import ClientAuthenticationError
 
+    # It would print a paragraph for every credential that it tries; the error below is the answer.
+    logging.getLogger("azure.identity").setLevel(logging.ERROR)
     credential = _identity("default", AzureOptions())
 
     def token() -> dict[str, Any]:

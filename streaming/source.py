@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from obstore import Bytes, GetOptions
 
 _QUERY = re.compile(r"\?[^\s\"'<>)]+")
-_STATUS_NEEDS_ACCESS = re.compile(r"\b(401|403)\b")
+_DENIED = re.compile(r"\b(401|403)\b")
+_MISSING = re.compile(r"\b404\b")
+_BODY = re.compile(r"\s*:?\s*<\?xml.*", re.DOTALL)
 _CAUSE_LENGTH = 300
 
 
@@ -84,7 +86,13 @@ class Source:
             SourceError: It could not be read.
         """
         with self._translated(name):
-            result = obstore.get(self._store, name, options={"range": (0, nbytes)})
+            try:
+                result = obstore.get(self._store, name, options={"range": (0, nbytes)})
+            except obstore_errors.BaseError:
+                # No range of an empty blob can be satisfied; any other failure repeats itself here.
+                if obstore.head(self._store, name)["size"] > 0:
+                    raise
+                result = obstore.get(self._store, name)
             meta = result.meta
             return Prefix(result.bytes(), BlobVersion(name, meta["size"], meta.get("e_tag")))
 
@@ -129,22 +137,26 @@ class Source:
         except StreamingError:
             raise
         except FileNotFoundError as error:
-            raise BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix") from error
+            raise self._missing(name) from error
         except obstore_errors.PreconditionError as error:
             raise self._changed(name) from error
         except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
             raise self._denied(name) from error
         except (obstore_errors.BaseError, OSError, ValueError) as error:
-            if _STATUS_NEEDS_ACCESS.search(str(error)):
+            if _DENIED.search(str(error)):
                 raise self._denied(name) from error
+            if _MISSING.search(str(error)):
+                raise self._missing(name) from error
             where = name if start is None else f"{name} [{start}, {end})"
             raise SourceUnavailable(f"{self.location}/{where}: {_cause(error)}") from error
 
+    def _missing(self, name: str) -> BlobNotFound:
+        return BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix")
+
     def _denied(self, name: str) -> AccessDenied:
-        return AccessDenied(
-            f"{self.location}/{name}: access denied: the credential needs read access "
-            "(role Storage Blob Data Reader, or a SAS token with r and l)"
-        )
+        azure = isinstance(self.location, AzureLocation)
+        needs = "the role Storage Blob Data Reader, or a SAS token with r and l" if azure else "read access"
+        return AccessDenied(f"{self.location}/{name}: access denied: the credential needs {needs}")
 
 
 def is_strong(etag: str) -> bool:
@@ -200,6 +212,6 @@ def _open_store(location: Location, options: SourceOptions) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """The last, most telling line of obstore's message, without query strings (they carry SAS tokens)."""
-    text = " ".join(str(error).split("\n\nDebug source")[0].split())
-    return _QUERY.sub("?...", text)[:_CAUSE_LENGTH]
+    """The message on one line, without XML bodies and without query strings (they carry SAS tokens)."""
+    text = _BODY.sub("", str(error).partition("\n\nDebug source")[0])
+    return _QUERY.sub("?...", " ".join(text.split()))[:_CAUSE_LENGTH]

@@ -48,10 +48,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushReport:
-    """What one push did: file names, and the bytes of those that were sent."""
+    """What one push did: how many files it sent and left alone, and the bytes of those that it sent."""
 
-    uploaded: tuple[str, ...]
-    skipped: tuple[str, ...]
+    uploaded: int
+    skipped: int
     uploaded_bytes: int
 
 
@@ -67,7 +67,7 @@ class _Stopped(Exception):
     """Another file failed: this one need not go on."""
 
 
-def push(folder: Path, uri: str, *, source: SourceOptions, concurrency: int = 8, quiet: bool = False) -> PushReport:
+def push(folder: Path, uri: str, source: SourceOptions, *, lanes: int = 8, quiet: bool = False) -> PushReport:
     """Upload the files of a checkpoint folder, except those that are there unchanged.
 
     Shards go first, so that a new model is found only when its weights are there. The service checks the
@@ -77,7 +77,7 @@ def push(folder: Path, uri: str, *, source: SourceOptions, concurrency: int = 8,
         folder: Holds at least one `*.safetensors`; its subfolders and hidden files are left out.
         uri: `az://container/prefix` or the container's https URL; the container is made if missing.
         source: Account, credential, timeouts and retries.
-        concurrency: How many blocks of 8 MiB may be under way at once.
+        lanes: How many blocks of 8 MiB may be under way at once.
         quiet: Show no progress bar; without a terminal there is none either.
 
     Raises:
@@ -93,10 +93,11 @@ def push(folder: Path, uri: str, *, source: SourceOptions, concurrency: int = 8,
     bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="push", disable=quiet or None)
     with bar, _translated(location), _container(location, source) as container:
         existing = _list_or_create(container, location)
-        upload = _Push(container, location.prefix, existing, bar, max(1, concurrency // _FILES_AT_ONCE))
+        upload = _Push(container, location.prefix, existing, bar, max(1, lanes // _FILES_AT_ONCE))
         shards = [path for path in files if path.suffix == ".safetensors"]
         sent = upload.send(shards) + upload.send([path for path in files if path not in shards])
-    return _report(files, sent)
+    sent_bytes = sum(path.stat().st_size for path in sent)
+    return PushReport(uploaded=len(sent), skipped=len(files) - len(sent), uploaded_bytes=sent_bytes)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -184,14 +185,6 @@ class _Push:
             self._bar.update(nbytes)
 
 
-def _report(files: Sequence[Path], sent: Sequence[Path]) -> PushReport:
-    return PushReport(
-        uploaded=tuple(path.name for path in files if path in sent),
-        skipped=tuple(path.name for path in files if path not in sent),
-        uploaded_bytes=sum(path.stat().st_size for path in sent),
-    )
-
-
 def _container(location: AzureLocation, source: SourceOptions) -> ContainerClient:
     return ContainerClient(
         location.account_url,
@@ -269,5 +262,5 @@ def _cause(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-        cause = cause.__cause__ or cause.__context__
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
     return type(error).__name__

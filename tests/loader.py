@@ -1,0 +1,117 @@
+"""A loader process driven by a test, which plays the server: layout in, arena out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.child import Child, spawn
+from streaming.errors import ErrorReport
+from streaming.messages import (
+    Described,
+    FromLoader,
+    Landed,
+    LandedChunks,
+    Layout,
+    LoadFailed,
+    LoadReport,
+    LoadRequest,
+    Origin,
+    Plan,
+    Planned,
+    Resume,
+    TensorLayout,
+)
+from streaming.options import PipelineOptions, SourceOptions
+from streaming.wire import Connection, ConnectionClosed
+
+ORIGIN = Origin(arena_id="test")
+
+
+@dataclass
+class Load:
+    """What a load brought: the arena's bytes by stored name, or the error."""
+
+    described: Described | None = None
+    plan: Plan | None = None
+    fd: int | None = None
+    landed_chunk_ids: list[int] = field(default_factory=list)
+    report: LoadReport | None = None
+    error: ErrorReport | None = None
+    max_resident_bytes: int = 0
+
+    def tensor(self, name: str) -> bytes:
+        """The landed bytes of one tensor."""
+        assert self.plan is not None
+        assert self.fd is not None
+        extent = self.plan.extents[name]
+        return os.pread(self.fd, extent.nbytes, extent.start)
+
+
+def as_stored(described: Described) -> Layout:
+    """Every tensor under its own name, in its own dtype."""
+    tensors = tuple(TensorLayout(entry.name, entry.name, entry.dtype) for entry in described.entries)
+    return Layout(origin=ORIGIN, tensors=tensors)
+
+
+def load(
+    uri: str,
+    *,
+    source: SourceOptions | None = None,
+    pipeline: PipelineOptions | None = None,
+    layout: Callable[[Described], Layout] = as_stored,
+    resume: Load | None = None,
+    on_message: Callable[[Child, object], None] = lambda _child, _message: None,
+) -> Load:
+    """Run a loader to its end, whatever that is; `resume` continues a load that was cut off."""
+    request = LoadRequest(
+        origin=ORIGIN,
+        uri=uri,
+        source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
+        pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
+        resume=Resume(resume.plan, tuple(resume.landed_chunk_ids)) if resume and resume.plan else None,
+    )
+    result = Load(plan=resume.plan, fd=resume.fd) if resume else Load()
+    child = spawn("streaming", os.environ)
+    connection: Connection[FromLoader] = Connection(child.sock, FromLoader)
+    connection.send(request, [result.fd] if resume and result.fd is not None else [])
+    try:
+        while True:
+            message, fds = connection.recv()
+            _take(result, message, fds)
+            result.max_resident_bytes = max(result.max_resident_bytes, _peak_resident_bytes(child.process.pid))
+            if isinstance(message, Described):
+                connection.send(layout(message))
+            on_message(child, message)
+    except ConnectionClosed:
+        pass
+    child.process.wait()
+    connection.close()
+    return result
+
+
+def _peak_resident_bytes(pid: int) -> int:
+    """The kernel's high-water mark of a process; 0 once it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except ProcessLookupError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
+    match message:
+        case Described():
+            result.described = message
+        case Planned(plan=plan):
+            result.plan, result.fd = plan, fds[0]
+        case LandedChunks(chunk_ids=chunk_ids):
+            result.landed_chunk_ids += chunk_ids
+        case Landed(report=report):
+            result.report = report
+        case LoadFailed(error=error):
+            result.error = error

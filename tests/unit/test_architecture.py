@@ -1,0 +1,121 @@
+"""The walls: which package may import which, and which process never imports what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it; type-checking blocks included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def offenders(paths: list[Path], *forbidden: str) -> list[str]:
+    """Imports of a forbidden module or of anything in it."""
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in sorted(imports(path))
+        if any(name == module or name.startswith(module + ".") for module in forbidden)
+    ]
+
+
+def test_streaming_knows_nothing_above_it():
+    """Bytes to addresses: no app, no torch, no web framework."""
+    assert not offenders(files("streaming"), "app", "torch", "transformers", "fastapi", "starlette", "uvicorn")
+
+
+def test_only_the_engine_knows_torch():
+    """Everything in app outside the engine is free of torch and transformers."""
+    outside = [path for path in files("app") if "engine" not in path.parts]
+    assert len(outside) > 10
+    assert not offenders(outside, "torch", "transformers")
+
+
+def test_the_engine_knows_no_http_and_no_text():
+    """Token ids in, token ids out."""
+    assert not offenders(
+        files("app/engine"), "fastapi", "uvicorn", "app.api", "app.text", "app.settings", "app.service"
+    )
+
+
+def test_the_api_knows_no_processes():
+    """Routes reach the engine through the service alone."""
+    assert not offenders(
+        files("app/api"), "app.supervisor", "app.loading", "app.engine_host", "app.settings", "app.engine", "app.child"
+    )
+
+
+def test_text_knows_neither_http_nor_engine():
+    """Strings and token ids."""
+    assert not offenders(files("app/text"), "fastapi", "app.api", "app.engine", "app.engine_client", "app.service")
+
+
+@pytest.mark.parametrize(
+    ("module", "owner"),
+    [
+        ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
+        ("azure.identity", {"streaming/credentials.py"}),
+        ("azure.storage", {"streaming/upload.py"}),
+        ("yaml", {"app/settings/sources.py"}),
+        ("fastapi", None),
+    ],
+)
+def test_one_seam_per_outside_system(module, owner):
+    """Each library is known to the one place that translates it."""
+    users = {
+        str(path.relative_to(ROOT))
+        for path in files("app", "streaming")
+        if any(name == module or name.startswith(module + ".") for name in imports(path))
+    }
+    if owner is None:
+        assert users
+        assert all(user.startswith("app/api/") for user in users)
+    else:
+        assert users == owner
+
+
+def test_only_settings_and_the_entry_point_touch_the_environment():
+    """`os.environ` is read once, at t=0, and handed to the settings and to the children."""
+    users = [path for path in files("app", "streaming") if "os.environ" in ast.unparse(ast.parse(path.read_text()))]
+    code = [str(path.relative_to(ROOT)) for path in users if _uses_environ(path)]
+    assert code == ["app/__main__.py"]
+
+
+def _uses_environ(path: Path) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
+
+
+@pytest.mark.parametrize("module", ["streaming.__main__", "app.__main__", "app.serve", "app.api.server", "app.cli"])
+def test_the_loader_and_the_server_never_import_torch(module):
+    """Importing everything of a process but the engine brings in neither torch nor transformers."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'tensorflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_start_is_light():
+    """What runs before the children are spawned imports no framework and no event loop."""
+    code = "import sys, app.__main__; print([m for m in ('asyncio', 'fastapi', 'yaml', 'obstore', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,80 @@
+"""streaming.credentials: the order of credentials, and what each of them becomes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from streaming import credentials
+from streaming.errors import AccessDenied
+from streaming.options import AzureOptions
+
+KEY = "a2V5"
+EVERYTHING = {
+    "sas_token": "?sv=1&sig=s",
+    "account_key": KEY,
+    "connection_string": f"AccountName=a;AccountKey={KEY}",
+    "federated_token_file": "/token",
+    "client_id": "client",
+    "tenant_id": "tenant",
+}
+ORDER = ("sas-token", "account-key", "connection-string", "workload-identity", "default")
+FIELDS = ("sas_token", "account_key", "connection_string", "federated_token_file")
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_the_first_that_is_present_wins(missing):
+    """SAS, key, connection string, workload identity, default: each wins when those before it are absent."""
+    given = {name: value for name, value in EVERYTHING.items() if name not in FIELDS[:missing]}
+    assert credentials.choose(AzureOptions(account_name="a", **given)) == ORDER[missing]
+
+
+@pytest.mark.parametrize("name", [*ORDER, "managed-identity", "anonymous"])
+def test_a_credential_asked_for_by_name_wins(name):
+    """An explicit choice beats the order."""
+    assert credentials.choose(AzureOptions(account_name="a", credential=name, **EVERYTHING)) == name
+
+
+@pytest.mark.parametrize("name", ORDER[:-1])
+def test_an_explicit_credential_that_is_missing_is_named(name):
+    """Asking for what is not set says which variable to set."""
+    with pytest.raises(AccessDenied, match="AZURE_"):
+        credentials.choose(AzureOptions(account_name="a", credential=name))
+
+
+@pytest.mark.parametrize(
+    ("options", "credential"),
+    [
+        ({"sas_token": "?sv=1&sig=s"}, {"sas_token": "sv=1&sig=s", "expires_at": None}),
+        ({"account_key": KEY}, {"access_key": KEY, "expires_at": None}),
+        ({"connection_string": f"AccountName=a;AccountKey={KEY}"}, {"access_key": KEY, "expires_at": None}),
+        (
+            {"connection_string": "AccountName=a;SharedAccessSignature=sv=1&sig=s"},
+            {"sas_token": "sv=1&sig=s", "expires_at": None},
+        ),
+    ],
+)
+def test_fixed_secrets_become_providers(options, credential):
+    """A provider wins over whatever the environment holds, so that the choice is ours alone."""
+    arguments = credentials.store_arguments(AzureOptions(account_name="a", **options))
+    assert arguments["credential_provider"]() == credential
+
+
+def test_anonymous_signs_nothing():
+    """Public containers are read without a credential."""
+    assert credentials.store_arguments(AzureOptions(credential="anonymous")) == {"config": {"skip_signature": True}}
+
+
+def test_a_connection_string_without_a_secret_is_refused():
+    """It names an account, but gives no way in."""
+    with pytest.raises(AccessDenied, match="neither"):
+        credentials.store_arguments(AzureOptions(connection_string="AccountName=a"))
+
+
+def test_secrets_are_in_no_repr():
+    """Options are logged; their secrets are not."""
+    options = AzureOptions(account_name="a", **EVERYTHING)
+    shown = repr(options) + str(options)
+    assert "***" in shown
+    assert not any(EVERYTHING[name] in shown for name in ("sas_token", "account_key", "connection_string"))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(options), type=AzureOptions) == options
