@@ -1,0 +1,57 @@
+# Everything a checkout can do; needs Python >= 3.11 with venv and pip, and a network with PyPI and npm.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup demo demo-model test test-slow check bench clean
+
+help:
+	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
+	@echo "make demo-model   only .models/smollm2-135m-instruct/"
+	@echo "make test         everything the tests need, then the tests"
+	@echo "make test-slow    the tests that take minutes"
+	@echo "make check        lint, format, types"
+	@echo "make bench        the benchmarks"
+	@echo "make setup        the virtual environment, for development"
+	@echo "make clean        remove what the above made"
+
+setup: .venv/.development
+
+demo: .venv/.demo
+	@$(BIN)/python -m tools.demo $(if $(CHECK),--check)
+
+demo-model: .venv/.demo
+	@$(BIN)/python -m tools.demo_model
+
+test: setup demo-model
+	@$(BIN)/python -m tools.azurite
+	$(BIN)/python -m pytest
+
+test-slow: setup demo-model
+	@$(BIN)/python -m tools.azurite
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: setup demo-model
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv .models .tools build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "coldstream needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+# What the demo needs is less than what development needs: no test runner, no plots, no mock clouds.
+.venv/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[demo]'
+	@touch $@
+
+.venv/.development: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[demo,dev]'
+	@touch .venv/.demo $@
