@@ -74,7 +74,7 @@ def test_text_knows_neither_http_nor_engine():
         ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
         ("azure.identity", {"streaming/credentials.py"}),
         ("azure.storage", {"streaming/upload.py"}),
-        ("yaml", {"app/settings/sources.py"}),
+        ("yaml", {"app/settings/yaml_file.py"}),
         ("fastapi", None),
     ],
 )

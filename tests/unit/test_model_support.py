@@ -76,7 +76,7 @@ def test_a_llama_is_laid_out_with_fused_projections():
     [("auto", "F32", "BF16"), ("float32", "BF16", "F32"), ("float16", "BF16", "F16"), ("bfloat16", "F32", "BF16")],
 )
 def test_the_whole_model_has_one_dtype(dtype, stored, expected):
-    """ "auto" is the config's word, anything else the user's; the slot casts."""
+    """The word "auto" is the config's word, anything else the user's; the slot casts."""
     assert {tensor.dtype for tensor in ask(dtype=dtype, stored=stored).tensors} == {expected}
 
 

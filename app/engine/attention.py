@@ -1,0 +1,84 @@
+"""Attention over the paged KV cache, one function per phase.
+
+Takes the queries, keys and values of a step's flattened tokens, gives what each token attends to. Every
+sequence reads exactly its own slots: a slice of the cache where its blocks lie in a row (a view, no copy),
+a gather where they do not. Knows neither projections nor scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.engine.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class SequenceAttention:
+    """One sequence's part in a step.
+
+    Rows `[query_start, query_end)` of the flattened tokens attend to the cache's `context`, which ends
+    with these very tokens. `mask` (queries, context) is True where a query may look; None means that
+    plain causality does (the context is the queries) or that there is one query.
+    """
+
+    query_start: int
+    query_end: int
+    context: slice | torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionBatch:
+    """The cache, the slot of each of the step's tokens, and each sequence's context."""
+
+    cache: KVCache
+    slots: torch.Tensor  # (tokens,)
+    sequences: Seq[SequenceAttention]
+
+
+def attend(
+    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: AttentionBatch
+) -> torch.Tensor:
+    """Store keys and values (tokens, kv_heads, head_dim), then attend with query (tokens, heads, head_dim).
+
+    Returns:
+        (tokens, heads * head_dim).
+    """
+    keys, values = batch.cache.layers[layer]
+    keys.index_copy_(0, batch.slots, key)
+    values.index_copy_(0, batch.slots, value)
+    parts = [_attend_one(query, keys, values, sequence) for sequence in batch.sequences]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend_one(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sequence: SequenceAttention
+) -> torch.Tensor:
+    rows = query[sequence.query_start : sequence.query_end]
+    key = keys[sequence.context].transpose(0, 1)[None]  # (1, kv_heads, context, head_dim)
+    value = values[sequence.context].transpose(0, 1)[None]
+    if len(rows) == 1:
+        return _decode(rows, key, value)
+    return _prefill(rows, key, value, sequence.mask)
+
+
+def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One query (1, heads, head_dim) sees its whole context.
+
+    The heads that share a key head are handed over as its queries, so that no key is repeated.
+    """
+    _, kv_heads, _, head_dim = key.shape
+    grouped = query.view(1, kv_heads, -1, head_dim)
+    return scaled_dot_product_attention(grouped, key, value).view(1, -1)
+
+
+def _prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Queries (tokens, heads, head_dim) see what came before them and themselves."""
+    attended = scaled_dot_product_attention(
+        query.transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )  # (1, heads, tokens, head_dim)
+    return attended[0].transpose(0, 1).flatten(1)

@@ -1,0 +1,58 @@
+"""What the server says to the engine, in order; tokenizer conversions are answered on the way.
+
+Takes a connection, gives messages. Knows nothing of what the engine does with them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TypeVar
+
+from app.engine.tokenizer_conversion import convert_tokenizer
+from app.messages import ConvertedTokenizer, ConvertTokenizer, ToEngine
+from streaming.wire import Connection
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M")
+
+
+class Inbox:
+    """The engine's end of its connection, as a source of messages."""
+
+    def __init__(self, connection: Connection[ToEngine]):
+        self._connection = connection
+
+    def wait_for(self, kind: type[M]) -> tuple[M, list[int]]:
+        """Block until the server says `kind`; what it says before is out of turn and ignored.
+
+        Raises:
+            ConnectionClosed: The server is gone.
+            ModelUnsupported: It asked for a conversion that cannot be done.
+        """
+        while True:
+            message, fds = self._connection.recv()
+            if isinstance(message, kind):
+                return message, fds
+            if not self._answered(message):
+                logger.warning("ignored %s before %s", type(message).__name__, kind.__name__)
+
+    def receive(self, block: bool) -> Iterator[ToEngine]:
+        """Every message that has arrived; with `block`, at least waits until something has.
+
+        Raises:
+            ConnectionClosed: The server is gone.
+            ModelUnsupported: It asked for a conversion that cannot be done.
+        """
+        if block:
+            self._connection.poll(None)
+        while received := self._connection.try_recv():
+            if not self._answered(received[0]):
+                yield received[0]
+
+    def _answered(self, message: ToEngine) -> bool:
+        if not isinstance(message, ConvertTokenizer):
+            return False
+        self._connection.send(ConvertedTokenizer(convert_tokenizer(message.files)))
+        return True

@@ -1,0 +1,139 @@
+"""The decoder of the Llama-like families, on the meta device until the skeleton binds it.
+
+Takes the flattened tokens of a step (sequences of any lengths, one after the other) and gives hidden
+states. Parameter names are the checkpoint's, except for what the arena lays side by side:
+`qkv_proj` is q, k, v and `gate_up_proj` is gate, up. Knows neither where the weights live nor how the
+KV cache is laid out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import nn
+
+from app.engine.attention import AttentionBatch, attend
+from app.engine.models.config import DecoderConfig
+from app.engine.models.linear import Linear, product
+from app.engine.models.rope import RotaryEmbedding, rotate
+
+_Tables = tuple[torch.Tensor, torch.Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Normalises in float32 and casts before the weight, as the reference does."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, device="meta", dtype=dtype))
+        self._shape = (config.hidden_size,)
+        self._eps = config.rms_norm_eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) -> (tokens, hidden)."""
+        normed = F.rms_norm(hidden.float(), self._shape, None, self._eps)
+        return self.weight * normed.to(hidden.dtype)
+
+
+class Attention(nn.Module):
+    """Projections and rotary embedding around `app.engine.attention.attend`."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype):
+        super().__init__()
+        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self._layer = layer
+        self._query_heads = heads
+        self._rotated_heads = heads + kv_heads
+        self._heads_shape = (-1, heads + 2 * kv_heads, head_dim)
+        qkv_size = (heads + 2 * kv_heads) * head_dim
+        self.qkv_proj = Linear(config.hidden_size, qkv_size, bias=config.qkv_bias, dtype=dtype)
+        self.o_proj = Linear(heads * head_dim, config.hidden_size, bias=config.output_bias, dtype=dtype)
+
+    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: AttentionBatch) -> torch.Tensor:
+        """(tokens, hidden) -> (tokens, hidden)."""
+        qkv = self.qkv_proj(hidden).view(self._heads_shape)  # (tokens, q heads + k heads + v heads, head_dim)
+        # Queries and keys lie side by side, so one rotation serves both.
+        rotated = rotate(qkv[:, : self._rotated_heads], *tables)
+        query, key = rotated[:, : self._query_heads], rotated[:, self._query_heads :]
+        attended = attend(self._layer, query, key, qkv[:, self._rotated_heads :], batch)
+        output: torch.Tensor = self.o_proj(attended)
+        return output
+
+
+class MLP(nn.Module):
+    """SiLU-gated feed-forward; gate and up are one matrix."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype):
+        super().__init__()
+        size = config.intermediate_size
+        self.gate_up_proj = Linear(config.hidden_size, 2 * size, bias=config.mlp_bias, dtype=dtype)
+        self.down_proj = Linear(size, config.hidden_size, bias=config.mlp_bias, dtype=dtype)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(tokens, hidden) -> (tokens, hidden)."""
+        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        output: torch.Tensor = self.down_proj(F.silu(gate).mul_(up))
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype):
+        super().__init__()
+        self.self_attn = Attention(config, layer, dtype)
+        self.mlp = MLP(config, dtype)
+        self.input_layernorm = RMSNorm(config, dtype)
+        self.post_attention_layernorm = RMSNorm(config, dtype)
+
+    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: AttentionBatch) -> torch.Tensor:
+        """(tokens, hidden) -> (tokens, hidden)."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), tables, batch)
+        output: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return output
+
+
+class Trunk(nn.Module):
+    """Embedding, layers and the last norm: what checkpoints call `model`."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device="meta", dtype=dtype)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, dtype) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config, dtype)
+
+
+class Decoder(nn.Module):
+    """A causal language model over flattened sequences.
+
+    Args:
+        config: The family's shapes and mathematics.
+        dtype: Of the weights, of the activations and of the KV cache.
+    """
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.model = Trunk(config, dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self._rotary = RotaryEmbedding(config.rope, config.head_dim)
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """Hidden states (tokens, hidden) after the last norm, for token_ids (tokens,) at positions (tokens,).
+
+        Writes the keys and values of every token into the batch's KV cache.
+        """
+        tables = self._rotary.tables(positions, self.dtype)
+        hidden = self.model.embed_tokens(token_ids)
+        for layer in self.model.layers:
+            hidden = layer(hidden, tables, batch)
+        output: torch.Tensor = self.model.norm(hidden)
+        return output
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, vocabulary), in the weights' dtype."""
+        head = self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
+        return product(hidden, head.weight)

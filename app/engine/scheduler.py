@@ -1,0 +1,141 @@
+"""Which tokens of which sequences the next step computes.
+
+Continuous batching: every running sequence goes on first, oldest first, then waiting ones are admitted in
+order of arrival while tokens, sequences and blocks allow. Long prompts are computed in pieces. When blocks
+run out the youngest sequence gives all of its up and starts again later, from its prompt and what it
+has generated. Pure; knows no tensor and no message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from app.engine.blocks import BlockAllocator
+from app.engine.sequence import Sequence
+
+
+class NeverFits(Exception):
+    """The sequence would not fit even if it had the whole cache."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens `[start, end)` of a sequence, to be computed in one step."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step computes the sequence's last token, after which a new one is drawn."""
+        return self.end == len(self.sequence.token_ids)
+
+
+class Scheduler:
+    """The queue, the running set and their blocks.
+
+    Sequences run in order of arrival and leave the running set from its young end, so every running sequence
+    is older than every waiting one, and only the youngest can be in the middle of its prompt.
+
+    Args:
+        blocks: The cache's blocks; the scheduler is their only user.
+        block_size_tokens: Tokens in a block.
+        max_num_seqs: How many sequences run at once.
+        max_num_batched_tokens: How many tokens one step computes.
+    """
+
+    def __init__(
+        self, blocks: BlockAllocator, *, block_size_tokens: int, max_num_seqs: int, max_num_batched_tokens: int
+    ):
+        self._blocks = blocks
+        self._block_size_tokens = block_size_tokens
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `schedule` has anything to give."""
+        return bool(self._running or self._waiting)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            NeverFits: Its prompt and `max_tokens` exceed the whole cache.
+        """
+        capacity_tokens = self._blocks.num_blocks * self._block_size_tokens
+        want_tokens = sequence.prompt_tokens + sequence.sampling.max_tokens
+        if want_tokens > capacity_tokens:
+            raise NeverFits(
+                f"prompt and max_tokens are {want_tokens} tokens but the KV cache holds {capacity_tokens}: "
+                "ask for fewer"
+            )
+        self._waiting.append(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a sequence, wherever it is; an unknown id is ignored (it may just have finished)."""
+        for sequence in (*self._running, *self._waiting):
+            if sequence.request_id == request_id:
+                self.finish(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Drop a sequence and free its blocks."""
+        (self._running if sequence in self._running else self._waiting).remove(sequence)
+        self._release(sequence)
+
+    def schedule(self) -> list[Span]:
+        """The next step's spans; never empty while there is work. Blocks for them are in place."""
+        spans: list[Span] = []
+        budget_tokens = self._max_num_batched_tokens
+        while budget_tokens and (sequence := self._next(len(spans))):
+            tokens = min(sequence.pending_tokens, budget_tokens)
+            spans.append(Span(sequence, sequence.computed_tokens, sequence.computed_tokens + tokens))
+            budget_tokens -= tokens
+        return spans
+
+    def advance(self, spans: list[Span]) -> None:
+        """The step was computed: the keys and values of its spans are in the cache."""
+        for span in spans:
+            span.sequence.computed_tokens = span.end
+
+    def _next(self, index: int) -> Sequence | None:
+        """The running sequence at `index`, its blocks in place, admitting a waiting one past the end."""
+        while index < len(self._running):
+            sequence = self._running[index]
+            if self._missing_blocks(sequence) <= self._blocks.num_free:
+                return self._grow(sequence)
+            self._preempt_youngest()  # perhaps this very one
+        return self._admit()
+
+    def _admit(self) -> Sequence | None:
+        if not self._waiting or len(self._running) == self._max_num_seqs:
+            return None
+        # One block of headroom for each running sequence, or the newcomer would soon be preempted again.
+        if self._missing_blocks(self._waiting[0]) + len(self._running) > self._blocks.num_free:
+            return None
+        sequence = self._waiting.popleft()
+        self._running.append(sequence)
+        return self._grow(sequence)
+
+    def _grow(self, sequence: Sequence) -> Sequence:
+        last = sequence.block_ids[-1] if sequence.block_ids else None
+        sequence.block_ids += self._blocks.allocate(self._missing_blocks(sequence), after=last)
+        return sequence
+
+    def _preempt_youngest(self) -> None:
+        sequence = self._running.pop()
+        self._release(sequence)
+        self._waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        self._blocks.free(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.computed_tokens = 0
+
+    def _missing_blocks(self, sequence: Sequence) -> int:
+        """Blocks short of holding every token that the sequence has now."""
+        return -(-len(sequence.token_ids) // self._block_size_tokens) - len(sequence.block_ids)

@@ -1,0 +1,83 @@
+"""The empty model and its binding to the arena.
+
+Takes config.json, the arena's bytes and the extents, gives a model whose every parameter is a view of the
+arena. Copies nothing and looks at no value, so it does not matter whether the weights have arrived.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+import torch
+
+from app.engine.models.config import parse_config
+from app.engine.models.decoder import Decoder
+from streaming.errors import CheckpointError
+from streaming.messages import Extent
+
+logger = logging.getLogger(__name__)
+
+# Names as safetensors writes them; the dtypes that a parameter may have in the arena.
+_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+def build_skeleton(config_json: bytes, extents: Mapping[str, Extent]) -> Decoder:
+    """The model with every parameter on the meta device, in the dtype of the arena's embedding.
+
+    Raises:
+        CheckpointError: The arena has no embedding, or its dtype is not one of ours.
+    """
+    dtype = _torch_dtype(_EMBEDDING, _extent(_EMBEDDING, extents))
+    model = Decoder(parse_config(msgspec.json.decode(config_json)), dtype)
+    elements = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            raise RuntimeError(f"{name} was allocated before the arena was there")
+        elements += parameter.numel()
+    logger.info("%d parameters on meta", elements)
+    return model
+
+
+def bind(model: Decoder, arena: torch.Tensor, extents: Mapping[str, Extent]) -> None:
+    """Make every parameter of `model` a view of `arena` (bytes,), found by its name in `extents`.
+
+    Raises:
+        CheckpointError: A parameter has no extent, or one of another shape, dtype or place.
+    """
+    views = {name: _view(name, parameter, arena, extents) for name, parameter in model.state_dict().items()}
+    model.load_state_dict(views, assign=True)
+    start, end = arena.data_ptr(), arena.data_ptr() + arena.nbytes
+    for name, parameter in model.named_parameters():
+        if not start <= parameter.data_ptr() <= parameter.data_ptr() + parameter.nbytes <= end:
+            raise RuntimeError(f"{name} is not a view of the arena")
+
+
+def _view(name: str, parameter: torch.Tensor, arena: torch.Tensor, extents: Mapping[str, Extent]) -> torch.Tensor:
+    extent = _extent(name, extents)
+    dtype = _torch_dtype(name, extent)
+    if extent.shape != tuple(parameter.shape) or dtype is not parameter.dtype:
+        raise CheckpointError(
+            f"{name} is {extent.dtype} {list(extent.shape)} in the checkpoint "
+            f"but the config needs {parameter.dtype} {list(parameter.shape)}"
+        )
+    end = extent.start + extent.nbytes
+    if extent.nbytes != parameter.nbytes or end > arena.nbytes:
+        raise CheckpointError(f"{name} lies at bytes [{extent.start}, {end}) of an arena of {arena.nbytes}")
+    return arena[extent.start : end].view(dtype).view(extent.shape)
+
+
+def _extent(name: str, extents: Mapping[str, Extent]) -> Extent:
+    try:
+        return extents[name]
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint has no {name}, which the config needs") from error
+
+
+def _torch_dtype(name: str, extent: Extent) -> torch.dtype:
+    try:
+        return _TORCH_DTYPES[extent.dtype]
+    except KeyError as error:
+        raise CheckpointError(f"{name} is {extent.dtype}, which the engine does not compute with") from error

@@ -1,0 +1,121 @@
+"""A whole server as a user starts it, driven and watched by a test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tools.child import running
+
+ROOT = Path(__file__).parents[1]
+
+
+class Server:
+    """A `coldstream serve` that runs; its family is loader and engine."""
+
+    def __init__(self, pid: int, port: int, log_path: Path):
+        self.pid = pid
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_path = log_path
+        self.client = httpx.Client(base_url=self.url, timeout=30)
+
+    def log(self) -> str:
+        """Everything that it and its children wrote."""
+        return self.log_path.read_text(errors="replace")
+
+    def child(self, module: str) -> psutil.Process:
+        """The newest running child that runs this module; waits for it to exist."""
+        return wait_for(lambda: next((p for p in reversed(self.family()) if runs(p, module)), None))
+
+    def family(self) -> list[psutil.Process]:
+        """Its descendants, oldest first, zombies left out."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.pid).children(recursive=True)
+            return sorted((child for child in children if alive(child)), key=lambda child: child.pid)
+        return []
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of /health."""
+        answer = self.client.get("/health")
+        return answer.status_code, answer.json()
+
+    def wait_ready(self, timeout_s: float = 90) -> None:
+        """Return once /health says 200; fail early if the server ends."""
+
+        def ready() -> bool:
+            assert psutil.pid_exists(self.pid), self.log()
+            with contextlib.suppress(httpx.TransportError):
+                return self.health()[0] == 200
+            return False
+
+        wait_for(ready, timeout_s)
+
+    def complete(self, prompt: str, **parameters: Any) -> dict[str, Any]:
+        """One completion by POST /v1/completions."""
+        body = {"model": "m", "prompt": prompt, "temperature": 0, **parameters}
+        answer = self.client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+
+@contextlib.contextmanager
+def serving(
+    uri: str, *flags: str, log_path: Path, environ: Mapping[str, str] | None = None, grace_s: float = 10
+) -> Iterator[Server]:
+    """Run `coldstream serve URI` on a free port for the length of a `with` block."""
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "app", "serve", *filter(None, [uri])]
+    command += ["--port", str(port), "--host", "127.0.0.1", *flags]
+    if "--served-model-name" not in flags:
+        command += ["--served-model-name", "m"]
+    with running(command, log_path=log_path, env={**os.environ, **(environ or {})}, grace_s=grace_s) as process:
+        server = Server(process.pid, port, log_path)
+        with server.client:
+            yield server
+
+
+def wait_for(condition: Any, timeout_s: float = 30) -> Any:
+    """The first true value of `condition`, polled every 20 ms."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def runs(process: psutil.Process, module: str) -> bool:
+    """Whether a process runs `python -m module`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return re.search(rf"-m {re.escape(module)}( |$)", " ".join(process.cmdline())) is not None
+    return False
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs and is no zombie."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def exec_time_s(pid: int) -> float:
+    """When the kernel started a process, in seconds of CLOCK_BOOTTIME."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

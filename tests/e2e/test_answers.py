@@ -1,0 +1,134 @@
+"""The answers of a whole server: transformers' tokens, streams that interleave, sampling that repeats."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from tests.coldstream import Server, serving
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time, in a small village,",
+    "def fibonacci(n):",
+    "The three laws of thermodynamics are",
+    "Water boils at",
+    "My favourite recipe for bread starts with",
+    "In 1969, the first human",
+    "The quick brown fox",
+    "A list of prime numbers: 2, 3, 5,",
+    "Dear Sir or Madam,",
+    "import numpy as np\n",
+    "The mitochondria is",
+    "Q: What is the largest planet?\nA:",
+    "Shakespeare wrote",
+    "To sort a list in Python, you can",
+    "The main difference between cats and dogs is",
+    "1 + 1 = 2, 2 + 2 = 4, 4 + 4 =",
+    "The history of the Roman Empire",
+    "Photosynthesis is the process by which",
+    "Bonjour, je m'appelle",
+]
+
+
+@pytest.fixture(scope="module")
+def server(demo_model_dir, tmp_path_factory):
+    """One server in float32, for the whole file."""
+    log_path = tmp_path_factory.mktemp("server") / "log"
+    with serving(str(demo_model_dir), "--dtype", "float32", log_path=log_path) as running:
+        running.wait_ready()
+        yield running
+
+
+def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir):
+    """Twenty prompts, sent together, give the text of transformers' `generate` in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir)
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
+    answer = server.complete(PROMPTS, max_tokens=24)  # type: ignore[arg-type]
+    texts = {choice["index"]: choice["text"] for choice in answer["choices"]}
+    for number, prompt in enumerate(PROMPTS):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        expected = tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert texts[number] == expected
+
+
+def test_two_streams_interleave_token_by_token(server: Server):
+    """Two streamed requests sent together advance together."""
+    arrivals: list[str] = []
+
+    def read(name: str) -> None:
+        body = {"model": "m", "prompt": "Count: 1 2 3", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as stream:
+            arrivals.extend(name for line in stream.iter_lines() if line.startswith("data: {"))
+
+    threads = [threading.Thread(target=read, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(arrivals.count("a"), arrivals.count("b")) >= 60
+    # From where both run until one ends, neither waits for more than a few of the other's tokens.
+    both = "".join(arrivals)
+    start = max(both.index("a"), both.index("b"))
+    end = min(both.rindex("a"), both.rindex("b"))
+    overlap = both[start:end]
+    assert len(overlap) > 60
+    switches = sum(one != two for one, two in itertools.pairwise(overlap))
+    assert switches > len(overlap) / 3
+
+
+def test_a_seed_repeats_alone_and_in_company(server: Server):
+    """The same seed draws the same text, whatever else is in the batch."""
+    wish = {"max_tokens": 16, "temperature": 1.0, "top_p": 0.95, "top_k": 50, "seed": 7}
+    alone = server.complete(PROMPTS[0], **wish)["choices"][0]["text"]
+    answer = server.complete([PROMPTS[0], *PROMPTS[1:6]], **wish)
+    together = next(choice["text"] for choice in answer["choices"] if choice["index"] == 0)
+    other = server.complete(PROMPTS[0], **{**wish, "seed": 8})["choices"][0]["text"]
+    assert alone == together
+    assert alone != other
+
+
+def test_the_official_client_chats(server: Server):
+    """The openai package's chat, streamed, as a user would write it."""
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    with client:
+        chunks = client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            temperature=0,
+            max_tokens=24,
+            stream=True,
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "Paris" in text
+
+
+def test_a_stop_string_ends_the_text_before_it(server: Server):
+    """`stop` is cut off, also where it spans tokens."""
+    whole = server.complete(PROMPTS[6], max_tokens=24)["choices"][0]["text"]
+    stop = whole[10:16]
+    cut = server.complete(PROMPTS[6], max_tokens=24, stop=stop)["choices"][0]
+    assert cut["text"] == whole[: whole.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_a_client_that_leaves_stops_the_generation(server: Server):
+    """After the disconnect the engine is idle again: a whole-context generation would take minutes."""
+    body = {"model": "m", "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as stream:
+        next(stream.iter_lines())
+    engine = server.child("app.engine")
+    time.sleep(1.0)
+    before_s = sum(engine.cpu_times()[:2])
+    time.sleep(1.0)
+    assert sum(engine.cpu_times()[:2]) - before_s < 0.2

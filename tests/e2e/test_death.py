@@ -1,0 +1,151 @@
+"""Who dies takes nobody's weights along and leaves nobody behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from app.model_support import support
+from streaming.describe import describe
+from streaming.messages import Origin
+from streaming.options import SourceOptions
+from streaming.plan import plan_load
+from streaming.source import open_source
+from tests.coldstream import alive, serving, wait_for
+from tools.blob_server import BlobServer
+
+PROMPT = "The capital of France is"
+
+
+def weight_bytes(source: BlobServer) -> int:
+    """Bytes of shard data that were asked for, the speculative header reads left out."""
+    return sum(r.end - r.start for r in source.requests if r.path.endswith(".safetensors") and r.start > 0)
+
+
+def test_kill_9_of_the_server_leaves_nobody(demo_model_dir, tmp_path):
+    """At twenty random moments of its life: within 2 s none of its processes is left."""
+    chance = random.Random(20)
+    moments = [chance.uniform(0.0, 0.4) for _ in range(8)] + [chance.uniform(0.4, 5.0) for _ in range(12)]
+    left = []
+    for number, moment_s in enumerate(moments):
+        with serving(str(demo_model_dir), log_path=tmp_path / f"log-{number}", grace_s=0) as server:
+            time.sleep(moment_s)
+            family = server.family()
+            os.kill(server.pid, signal.SIGKILL)
+            deadline_s = time.monotonic() + 2
+            while time.monotonic() < deadline_s and any(alive(child) for child in family):
+                time.sleep(0.01)
+            left += [(moment_s, child.cmdline()) for child in family if alive(child)]
+            # A child that was being spawned at that very moment belongs to init by now: look for it, too.
+            left += [(moment_s, pid) for pid in _processes_of(server.pid)]
+    assert left == []
+
+
+def _processes_of(parent_pid: int) -> list[int]:
+    """Loader and engine processes that were told this parent's pid."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if str(parent_pid).encode() in command and {b"streaming", b"app.engine"} & set(command):
+                found.append(int(folder.name))
+    return found
+
+
+def test_kill_9_of_the_loader_mid_load(demo_model_dir, tmp_path):
+    """The load resumes on the same arena, bit-exact, and fetches only what had not landed."""
+    lanes, chunk_bytes = 4, 4 << 20
+    flags = ("--concurrency", str(lanes), "--chunk-mib", "4")
+    with (
+        BlobServer(demo_model_dir, bytes_per_s=60e6) as source,
+        serving(source.url, *flags, log_path=tmp_path / "log") as server,
+    ):
+        wait_for(lambda: weight_bytes(source) > 60e6)
+        arena = arena_fd(server.pid)
+        server.child("streaming").kill()
+        server.wait_ready()
+        answer = server.complete(PROMPT, max_tokens=5)
+        assert arena_fd(server.pid) == arena
+        compare_arena(server.pid, arena, demo_model_dir, chunk_bytes)
+        log = server.log()
+        total = server.health()[1]["bytes_total"]
+    assert "Paris" in answer["choices"][0]["text"]
+    assert log.count("restarting it for the") == 1
+    # Twice over the wire: at most what every lane had in flight when the loader died.
+    assert total <= weight_bytes(source) <= total + lanes * chunk_bytes
+
+
+def arena_fd(pid: int) -> int:
+    """The server's descriptor of the arena."""
+    folder = Path(f"/proc/{pid}/fd")
+    (fd,) = wait_for(lambda: [int(p.name) for p in folder.iterdir() if "coldstream-arena" in str(p.readlink())])
+    return fd
+
+
+def compare_arena(pid: int, fd: int, folder: Path, chunk_bytes: int) -> None:
+    """Every tensor in the server's arena equals what safetensors loads from the folder."""
+    found = describe(open_source(str(folder), SourceOptions()))
+    layout = support(found.files, found.entries).layout(Origin(arena_id="x"))
+    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes)
+    expected = {name: t for shard in folder.glob("*.safetensors") for name, t in load_file(shard).items()}
+    with Path(f"/proc/{pid}/fd/{fd}").open("rb") as arena:
+        for tensor in layout.tensors:
+            extent = plan.extents[tensor.stored_name]
+            arena.seek(extent.start)
+            import torch
+
+            data = torch.frombuffer(bytearray(arena.read(extent.nbytes)), dtype=torch.uint8)
+            assert torch.equal(data, expected[tensor.source_name].contiguous().view(torch.uint8).flatten()), tensor
+
+
+def test_kill_9_of_the_engine(demo_model_dir, tmp_path):
+    """Its request fails with an error, the next is answered the same by another engine, no byte is fetched."""
+    with (
+        BlobServer(demo_model_dir) as source,
+        serving(source.url, log_path=tmp_path / "log") as server,
+    ):
+        server.wait_ready()
+        before = server.complete(PROMPT, max_tokens=8)["choices"]
+        fetched = len(source.requests)
+        body = {"model": "m", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.child("app.engine").kill()
+            rest = [line for line in lines if line]
+        assert "error" in rest[-1]
+        assert "data: [DONE]" not in rest
+        wait_for(lambda: server.health()[0] == 503)
+        assert server.health()[1]["state"] == "warming"
+        server.wait_ready()
+        assert server.complete(PROMPT, max_tokens=8)["choices"] == before
+        assert len(source.requests) == fetched
+        assert len(server.family()) == 1
+
+
+@pytest.mark.parametrize("moment", ["while loading", "when ready"])
+def test_sigterm_ends_everything_with_0(demo_model_dir, tmp_path, moment):
+    """A gentle stop leaves no process and says so with its exit code."""
+    with (
+        BlobServer(demo_model_dir, bytes_per_s=20e6 if moment == "while loading" else None) as source,
+        serving(source.url, log_path=tmp_path / "log") as server,
+    ):
+        if moment == "when ready":
+            server.wait_ready()
+        else:
+            wait_for(lambda: weight_bytes(source) > 1e6)
+        family = server.family()
+        assert family
+        os.kill(server.pid, signal.SIGTERM)
+        _, status = os.waitpid(server.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert not any(alive(child) for child in family)

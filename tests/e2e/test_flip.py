@@ -1,0 +1,121 @@
+"""The flip: 503 with rising bytes while weights stream, 200 once loaded and warm, and the line that proves it."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+import pytest
+
+from streaming.clock import boottime_s
+from tests.coldstream import exec_time_s, serving, wait_for
+from tools.blob_server import BlobServer
+
+
+def test_the_flip_over_a_throttled_source(demo_model_dir, tmp_path):
+    """Probes, completions and the log tell the same true story from exec to the first completion."""
+    total_bytes = sum(path.stat().st_size for path in demo_model_dir.glob("*.safetensors"))
+    with (
+        BlobServer(demo_model_dir, bytes_per_s=45e6) as source,
+        serving(source.url, "--served-model-name", "m", log_path=tmp_path / "log") as server,
+    ):
+        seen = []
+        refusals = []
+
+        def step() -> bool:
+            try:
+                status, health = server.health()
+            except httpx.TransportError:
+                return False
+            seen.append((status, health))
+            if health["state"] == "loading":
+                refusals.append(server.client.post("/v1/completions", json={"model": "m", "prompt": "x"}))
+            time.sleep(0.2)
+            return bool(status == 200)
+
+        wait_for(step, 90)
+        first = server.complete("The capital of France is", max_tokens=5)
+        log = server.log()
+
+    loading = [health for status, health in seen if health["state"] == "loading"]
+    landed = [health["bytes_landed"] for health in loading]
+    assert len(loading) >= 5
+    assert landed == sorted(landed)
+    assert landed[-1] > landed[0]
+    assert all(health["bytes_total"] == loading[0]["bytes_total"] <= total_bytes for health in loading)
+    assert all(status == (200 if health["state"] == "ready" else 503) for status, health in seen)
+    assert seen[-1][0] == 200
+    assert refusals
+    assert {answer.status_code for answer in refusals} == {503}
+    assert all(1 <= int(answer.headers["retry-after"]) <= 120 for answer in refusals)
+    assert "Paris" in first["choices"][0]["text"]
+    assert log.index("parameters on meta") < log.index("ready: LlamaForCausalLM")
+    line = re.search(r"streamed (\d+) tensors in 2 shards, (\d+) bytes, (\S+) -> cpu in [\d.]+ s \([\d.]+ GB/s\)", log)
+    assert line is not None
+    assert (int(line[1]), int(line[2]), line[3]) == (272, loading[0]["bytes_total"], source.url)
+
+
+def test_parameters_are_on_meta_before_their_bytes_exist(demo_model_dir, tmp_path):
+    """The engine binds and warms up while the weights are still on their way."""
+    with (
+        BlobServer(demo_model_dir, bytes_per_s=30e6) as source,
+        serving(source.url, log_path=tmp_path / "log") as server,
+    ):
+        server.wait_ready()
+        phases = {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
+    assert phases["engine.bind"]["end_s"] < phases["weights.fetch"]["end_s"]
+    assert phases["engine.warmup"]["end_s"] < phases["weights.fetch"]["end_s"]
+
+
+def test_livez_answers_before_torch_is_imported(demo_model_dir, tmp_path):
+    """The port is alive while the engine is still importing, and the ledger proves the order."""
+    with serving(str(demo_model_dir), log_path=tmp_path / "log") as server:
+
+        def livez() -> bool:
+            try:
+                return server.client.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(livez)
+        alive_after_s = boottime_s() - exec_time_s(server.pid)
+        server.wait_ready()
+        phases = {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
+    assert alive_after_s < phases["engine.import"]["end_s"]
+    assert phases["server.bind"]["end_s"] < phases["engine.import"]["start_s"]
+
+
+def test_served_from_azurite_over_az(pushed_demo, azure_environment, tmp_path):
+    """The main job: a container in, a completion out, with the milestones of the case study in the ledger."""
+    with serving(pushed_demo, log_path=tmp_path / "log", environ=azure_environment) as server:
+        server.wait_ready()
+        answer = server.complete("The capital of France is", max_tokens=5)
+        milestones = server.client.get("/startupz").json()["milestones"]
+        log = server.log()
+    assert "Paris" in answer["choices"][0]["text"]
+    assert f"bytes, {pushed_demo} -> cpu in" in log
+    order = [
+        "artifact_fetch_start",
+        "artifact_fetch_end",
+        "host_staging_complete",
+        "model_load_complete",
+        "first_token_time",
+    ]
+    assert sorted(milestones, key=milestones.__getitem__) == order
+    assert "AccountKey" not in log
+
+
+@pytest.mark.parametrize("variables", [{"MODEL_LOAD_STRATEGY": "host-staging", "USE_PINNED_HOST_FALLBACK": "true"}])
+def test_the_case_studys_variables_start_a_server(demo_model_dir, tmp_path, variables):
+    """MODEL_SOURCE_URI names the model; what has no effect on the CPU is said in the log."""
+    config = tmp_path / "case-study.yaml"
+    config.write_text(
+        "model:\n  format: safetensors\n  shard_count: 2\n  direct_gpu_load: true\n"
+        "startup:\n  readiness_probe_initial_delay_seconds: 20\n  warmup_prompt: hello\n"
+    )
+    environ = variables | {"MODEL_SOURCE_URI": str(demo_model_dir)}
+    with serving("", "--config", str(config), log_path=tmp_path / "log", environ=environ) as server:
+        server.wait_ready()
+        assert server.complete("Hello", max_tokens=1)["usage"]["completion_tokens"] == 1
+        assert "readiness_probe_initial_delay_seconds" in server.log()
