@@ -11,10 +11,12 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.api.front import Application, Front
 from app.child import Child
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     import uvicorn
 
 logger = logging.getLogger(__name__)
+
+_GIL_SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Start:
 
 def run(start: Start) -> int:
     """Serve until a signal or a failure; returns the exit code."""
+    # A thread imports FastAPI while the event loop answers probes, and each of a probe's few turns waits this
+    # long for the GIL: with the default of 5 ms that adds up to 30.
+    sys.setswitchinterval(_GIL_SWITCH_S)
     logs.configure(start.settings.observability.log_level)
     for notice in start.settings.notices:
         logger.info(notice)
@@ -57,17 +64,15 @@ def run(start: Start) -> int:
 async def _serve(start: Start) -> int:
     service = _service(start)
     stopped = _stop_on_signals()
-    wishes = Wishes(
-        dtype=start.settings.model.dtype,
-        shard_count=start.settings.model.shard_count,
-        warmup_prompt=start.settings.startup.warmup_prompt,
-        engine=start.settings.engine_options(),
+    supervisor = Supervisor(
+        service, start.request, _wishes(start.settings), start.spawn, loader=start.loader, engine=start.engine
     )
-    supervisor = Supervisor(service, start.request, wishes, start.spawn, loader=start.loader, engine=start.engine)
     reporting = asyncio.create_task(_report_when_ready(service, start.settings))
     try:
-        server = await asyncio.to_thread(_import_and_build, service, start)
+        front = Front(service)
+        server = await asyncio.to_thread(_build_http_server, front, start.settings)
         serving = asyncio.create_task(server.serve(sockets=[start.sock]))
+        front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
         server.should_exit = True
         await serving
@@ -75,6 +80,15 @@ async def _serve(start: Start) -> int:
     finally:
         reporting.cancel()
         supervisor.close()
+
+
+def _wishes(settings: Settings) -> Wishes:
+    return Wishes(
+        dtype=settings.model.dtype,
+        shard_count=settings.model.shard_count,
+        warmup_prompt=settings.startup.warmup_prompt,
+        engine=settings.engine_options(),
+    )
 
 
 def _service(start: Start) -> Service:
@@ -99,12 +113,9 @@ def _stop_on_signals() -> asyncio.Event:
     return stopped
 
 
-def _import_and_build(service: Service, start: Start) -> uvicorn.Server:
-    """Import FastAPI (0.3 s) and uvicorn and build the application, in a thread: the children are talking."""
-    start_s = boottime_s()
+def _build_http_server(front: Front, settings: Settings) -> uvicorn.Server:
+    """Import uvicorn, in a thread: the children are talking to the event loop already."""
     import uvicorn
-
-    from app.api.server import ApiOptions, create_app
 
     class Server(uvicorn.Server):
         """uvicorn, without its signal handlers."""
@@ -113,17 +124,28 @@ def _import_and_build(service: Service, start: Start) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    settings = start.settings.server
-    options = ApiOptions(api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes)
     config = uvicorn.Config(
-        create_app(service, options),
+        front,
+        interface="asgi3",
         log_config=None,
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+        ws="none",
+        timeout_graceful_shutdown=int(settings.server.drain_timeout_s),
     )
-    service.ledger.phase("server.import", start_s, boottime_s())
+    config.load()  # else uvicorn does it on the event loop: 0.2 s of imports during which no probe is answered
     return Server(config)
+
+
+def _build_api(service: Service, settings: Settings) -> Application:
+    """Import FastAPI and build the application, in a thread: probes are being answered already."""
+    start_s = boottime_s()
+    from app.api.server import ApiOptions, create_app
+
+    options = ApiOptions(api_keys=settings.server.api_keys, max_body_bytes=settings.server.max_body_bytes)
+    application = create_app(service, options)
+    service.ledger.phase("server.import", start_s, boottime_s())
+    return application
 
 
 async def _until_the_end(

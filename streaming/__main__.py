@@ -35,7 +35,7 @@ from streaming.messages import (
     ToLoader,
 )
 from streaming.plan import plan_load
-from streaming.process import die_with_parent
+from streaming.process import die_with_parent, give_way
 from streaming.source import Source, open_source
 from streaming.wire import Connection, ConnectionClosed
 
@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
     """Run one load; the exit code is the error's, 0 when everything has landed."""
     fd, parent_pid = map(int, arguments)
     die_with_parent(parent_pid)
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     server: Server = Connection(socket.socket(fileno=fd), ToLoader)
     server.send(PhaseTimed(name="loader.spawn", start_s=exec_time_s(), end_s=boottime_s()))

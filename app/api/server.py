@@ -1,6 +1,7 @@
 """The HTTP application: routes, errors and what every request passes first.
 
-Takes a service and a few options, gives an ASGI application. Knows no socket, process or setting's source.
+Takes a service and a few options, gives an ASGI application. Knows no socket, no process, no setting's source
+and no probe: those are `app.api.front`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from app.api.chat import chat_routes
 from app.api.completions import completion_routes
 from app.api.middleware import Admission, RequestIds
 from app.api.models import model_routes
-from app.api.probes import probe_routes
 from app.service import Service
 
 
@@ -36,9 +36,9 @@ class ApiOptions:
 
 
 def create_app(service: Service, options: ApiOptions) -> FastAPI:
-    """The application that serves `service`; it answers probes and refusals before there is a model."""
+    """The API behind `app.api.front`; it answers with refusals before there is a model."""
     app = FastAPI(title="Coldstream", redoc_url=None)
-    for routes in (probe_routes, model_routes, completion_routes, chat_routes):
+    for routes in (model_routes, completion_routes, chat_routes):
         app.include_router(routes(service))
     errors.install(app)
     # The last one added is the first one passed.

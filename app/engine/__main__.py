@@ -8,13 +8,14 @@ from __future__ import annotations
 import signal
 import sys
 
-from streaming.process import die_with_parent
+from streaming.process import die_with_parent, give_way
 
 
 def main() -> int:
     """Import torch, say how long it took, and be the engine."""
     socket_fd, parent_pid = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent_pid)
+    give_way()
     # Ctrl-C reaches the whole process group; the server decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

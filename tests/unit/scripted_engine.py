@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from app.api.front import Front
 from app.api.server import ApiOptions, create_app
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
@@ -110,7 +110,7 @@ class Served:
 
     service: Service
     engine: ScriptedEngine
-    app: FastAPI
+    app: Front
     text: TextModel
 
     def client(self, **options: object) -> httpx.AsyncClient:
@@ -149,11 +149,13 @@ def serve(
     service.model = ServedModel(
         text=text, max_model_len_tokens=MAX_MODEL_LEN, stop_token_ids=(EOS,), created_s=1_700_000_000
     )
-    return Served(service, engine, create_app(service, options or ApiOptions()), text)
+    front = Front(service)
+    front.serve_with(create_app(service, options or ApiOptions()))
+    return Served(service, engine, front, text)
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
+async def listening(app: Front) -> AsyncIterator[str]:
     """A real uvicorn around `app`, in this event loop; gives its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"))

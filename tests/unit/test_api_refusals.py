@@ -280,6 +280,6 @@ async def test_every_answer_has_a_request_id(sent, kept):
     """A client's sane X-Request-Id is echoed; otherwise one is made, for errors as well."""
     headers = {} if sent is None else {"x-request-id": sent}
     async with serve(options=ApiOptions(api_keys=("key",))).client(headers=headers) as client:
-        ids = [(await client.get(path)).headers["x-request-id"] for path in ("/livez", "/v1/models")]
+        ids = [(await client.get(path)).headers["x-request-id"] for path in ("/nowhere", "/v1/models")]
     assert all((request_id == sent) is kept for request_id in ids)
     assert all(len(request_id) == 32 for request_id in ids if not kept)

@@ -14,7 +14,7 @@ from torch import nn
 
 from app.engine.attention import AttentionBatch, attend
 from app.engine.models.config import DecoderConfig
-from app.engine.models.linear import Linear, product
+from app.engine.models.linear import Embedding, Linear, product
 from app.engine.models.rope import RotaryEmbedding, rotate
 
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -98,7 +98,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device="meta", dtype=dtype)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nn.ModuleList(DecoderLayer(config, layer, dtype) for layer in range(config.num_layers))
         self.norm = RMSNorm(config, dtype)
 

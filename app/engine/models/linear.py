@@ -25,12 +25,30 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return products if bias is None else products.add_(bias)
 
 
-class Linear(nn.Linear):
-    """A projection whose parameters start on the meta device."""
+class Linear(nn.Module):
+    """A projection whose parameters start on the meta device.
+
+    Not an `nn.Linear`: that one initialises its weights, which on the meta device imports torch's
+    decompositions and sympy with them (1.1 s of cold start).
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: torch.dtype):
-        super().__init__(inputs, outputs, bias=bias, device="meta", dtype=dtype)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, device="meta", dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(outputs, device="meta", dtype=dtype)) if bias else None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """(rows, inputs) -> (rows, outputs)."""
         return product(rows, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A table of rows, on the meta device at first, for the same reason not an `nn.Embedding`."""
+
+    def __init__(self, entries: int, size: int, *, dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(entries, size, device="meta", dtype=dtype))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(tokens,) of ids -> (tokens, size)."""
+        return F.embedding(ids, self.weight)
