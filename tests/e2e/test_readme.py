@@ -1,0 +1,50 @@
+"""README's commands do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.coldstream import ROOT, free_port, wait_for
+from tools.child import running
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_make_targets_exist():
+    """Every `make` command of the README is a target."""
+    commands = re.findall(r"^make .*?(?=\s*#|$)", BLOCKS[0], re.MULTILINE)
+    assert commands == ["make demo CHECK=1", "make test"]
+    for command in commands:
+        subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path):
+    """The commands of "Serve a model", as they stand, but for the account and the port."""
+    (tmp_path / "my-model").symlink_to(demo_model_dir)
+    port = str(free_port())
+    environ = {**os.environ, **azure_environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    *preparation, serve = [line for line in BLOCKS[1].splitlines() if line.startswith("coldstream")]
+    assert len(preparation) == 2
+    for command in preparation:
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "served        yes" in done.stdout
+    serve, curl = serve.replace("8000", port), BLOCKS[2].replace("8000", port)
+    with running(["bash", "-c", f"exec {serve}"], log_path=tmp_path / "log", env=environ, grace_s=10):
+        ready = ["curl", "--silent", "--fail", f"http://127.0.0.1:{port}/health"]
+        wait_for(lambda: subprocess.run(ready, capture_output=True).returncode == 0, 90)
+        answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True)
+    assert "Paris" in answer.stdout
+    assert answer.stdout.endswith("data: [DONE]\n\n")
+
+
+def test_links_lead_somewhere():
+    """Every relative link of README and docs points to a file."""
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
