@@ -6,7 +6,9 @@ cold start; every other command is `app.cli`'s.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -45,14 +47,19 @@ def serve(settings: Settings) -> int:
     """Bind, start loader and engine, then import the rest and serve."""
     exec_s = exec_time_s()
     main_s = boottime_s()
+    # Until the event loop has its own handlers; as PID 1 of a container the signal would even be lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     sock = listen(settings.server.host, settings.server.port)
     bound_s = boottime_s()
     from app import child
     from streaming.messages import LoadRequest, Origin, PhaseTimed
     from streaming.wire import encode
 
+    arguments = {"app.engine": (settings.observability.log_level,)}
+
     def spawn(module: str) -> child.Child:
-        return child.spawn(module, os.environ)
+        return child.spawn(module, os.environ, *arguments.get(module, ()))
 
     loader = spawn("streaming")
     engine = spawn("app.engine")
@@ -62,7 +69,8 @@ def serve(settings: Settings) -> int:
         source=settings.storage.source_options(),
         pipeline=settings.storage.pipeline_options(),
     )
-    loader.sock.sendall(encode(request))
+    with contextlib.suppress(BrokenPipeError):  # a loader that died at once is noticed and replaced later
+        loader.sock.sendall(encode(request))
     phases = (
         PhaseTimed(name="interpreter", start_s=exec_s, end_s=main_s),
         PhaseTimed(name="server.bind", start_s=main_s, end_s=bound_s),

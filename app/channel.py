@@ -27,12 +27,22 @@ class Channel:
         incoming: The union of message types that it sends.
         on_message: Called with each message and the descriptors that came with it.
         on_closed: Called once, when the child has closed its end or died.
+        on_error: Called when one of the others raised: a fault of ours, which must not pass in silence.
     """
 
-    def __init__(self, child: Child, incoming: Any, on_message: OnMessage, on_closed: Callable[[], None]):
+    def __init__(
+        self,
+        child: Child,
+        incoming: Any,
+        *,
+        on_message: OnMessage,
+        on_closed: Callable[[], None],
+        on_error: Callable[[Exception], None],
+    ):
         self._connection: Connection[Any] = Connection(child.sock, incoming)
         self._on_message = on_message
         self._on_closed = on_closed
+        self._on_error = on_error
         self._outgoing: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         self._loop = asyncio.get_running_loop()
         child.sock.setblocking(False)
@@ -49,9 +59,15 @@ class Channel:
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
-            self._sock.close()
+            self._connection.close()
 
     def _read(self) -> None:
+        try:
+            self._pass_on()
+        except Exception as error:  # noqa: BLE001 - the event loop would print it and go on, half alive
+            self._on_error(error)
+
+    def _pass_on(self) -> None:
         try:
             while self._sock.fileno() >= 0 and (received := self._connection.try_recv()) is not None:
                 self._on_message(*received)

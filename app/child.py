@@ -29,15 +29,15 @@ class Child:
         self.process.wait()
 
 
-def spawn(module: str, environ: Mapping[str, str]) -> Child:
-    """Start `python -P -m module FD PARENT_PID`; its socket is the only descriptor that it inherits.
+def spawn(module: str, environ: Mapping[str, str], *arguments: str) -> Child:
+    """Start `python -P -m module FD PARENT_PID ARGUMENTS`; its socket is the only descriptor that it inherits.
 
     -P keeps the working directory off its path: a folder named `app` there must not become our code.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid()), *arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=dict(environ),

@@ -7,14 +7,18 @@ and `app.model_support`; here it is only worded.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 
 from app.model_support import support
 from app.settings import Command
+from app.telemetry import logs
 from streaming.describe import Description, describe
 from streaming.errors import ModelUnsupported
 from streaming.source import open_source
+
+logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
 
@@ -25,6 +29,9 @@ def run(command: Command) -> int:
     Raises:
         StreamingError: It could not be done.
     """
+    logs.configure(command.settings.observability.log_level)
+    for notice in command.settings.notices:
+        logger.info(notice)
     if command.name == "push":
         return _push(command)
     return _inspect(command)
@@ -37,7 +44,7 @@ def _push(command: Command) -> int:
 
     folder, uri = command.arguments
     options = command.settings.storage
-    report = push(Path(folder), uri, options.source_options(), lanes=options.pipeline_options().lanes)
+    report = push(Path(folder), uri, options.source_options(), options.pipeline_options())
     sys.stdout.write(
         f"pushed {report.uploaded} files ({report.uploaded_bytes} bytes) to {uri}, {report.skipped} were there already\n"
     )

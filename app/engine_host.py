@@ -54,6 +54,9 @@ class EngineEvents(Protocol):
     def failed(self, error: ErrorReport) -> None:
         """No engine can serve this model."""
 
+    def broken(self, error: Exception) -> None:
+        """Something was raised that nobody expects."""
+
 
 class EngineHost:
     """The engine, over as many processes as it takes.
@@ -101,7 +104,13 @@ class EngineHost:
 
     def _watch(self, child: Child) -> None:
         self._child = child
-        self._channel = Channel(child, FromEngine, self._receive, self._closed)
+        self._channel = Channel(
+            child,
+            FromEngine,
+            on_message=self._receive,
+            on_closed=self._closed,
+            on_error=self._events.broken,
+        )
 
     def _receive(self, message: FromEngine, _fds: list[int]) -> None:
         match message:

@@ -56,6 +56,9 @@ class LoadEvents(Protocol):
     def failed(self, error: ErrorReport) -> None:
         """The load cannot be completed."""
 
+    def broken(self, error: Exception) -> None:
+        """Something was raised that nobody expects."""
+
 
 class Loading:
     """One load, over as many loader processes as it takes.
@@ -90,7 +93,13 @@ class Loading:
 
     def _watch(self, child: Child) -> None:
         self._child = child
-        self._channel = Channel(child, FromLoader, self._receive, self._closed)
+        self._channel = Channel(
+            child,
+            FromLoader,
+            on_message=self._receive,
+            on_closed=self._closed,
+            on_error=self._events.broken,
+        )
 
     def _receive(self, message: FromLoader, fds: list[int]) -> None:
         match message:

@@ -24,7 +24,10 @@ class TensorSpec(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One architecture: `ignores` says which further tensors mean nothing."""
+    """One architecture.
+
+    `ignores` says which further tensors mean nothing, `contradiction` what is wrong between fields.
+    """
 
     model_type: str
     fields: Mapping[str, FieldCheck]
@@ -32,6 +35,7 @@ class Family(NamedTuple):
     tensors: Callable[[Config], list[TensorSpec]]
     groups: Callable[[Config], tuple[Group, ...]]
     ignores: Callable[[str, Config], bool]
+    contradiction: Callable[[Config], str]
 
 
 def _any(_value: Any) -> str:
@@ -55,22 +59,36 @@ def _number(value: Any) -> str:
     return "" if isinstance(value, int | float) and not isinstance(value, bool) else "must be a number"
 
 
+def _above_zero(value: Any) -> str:
+    return _number(value) or ("" if value > 0 else "must be above 0")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else "must be a text"
+
+
+def _names(value: Any) -> str:
+    fine = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    return "" if fine else "must be a list of names"
+
+
+def token_ids_problem(value: Any) -> str:
+    """What is wrong with an `eos_token_id`: it may be absent, one id or several."""
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    return "" if all(type(token_id) is int and token_id >= 0 for token_id in ids) else "must be token ids"
+
+
 def _only(*accepted: Any) -> FieldCheck:
     return lambda value: "" if value in accepted else f"only {' or '.join(map(repr, accepted))} is served yet"
 
 
-_ROPE_TYPES = ("default", "linear", "llama3")
-_ROPE_KEYS = frozenset(
-    {
-        "rope_type",
-        "type",
-        "rope_theta",
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    }
-)
+# What each type of rope must say; guessing a factor would be a wrong answer without a word.
+_ROPE_NEEDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_ROPE_KEYS = frozenset({"rope_type", "type", "rope_theta", *_ROPE_NEEDS["llama3"]})
 
 
 def _rope(value: Any) -> str:
@@ -79,26 +97,26 @@ def _rope(value: Any) -> str:
     if not isinstance(value, dict):
         return "must be an object"
     kind = value.get("rope_type", value.get("type", "default"))
-    if kind not in _ROPE_TYPES:
-        return f"rope type {kind!r} is not served yet, only {', '.join(_ROPE_TYPES)}"
+    if kind not in _ROPE_NEEDS:
+        return f"rope type {kind!r} is not served yet, only {', '.join(_ROPE_NEEDS)}"
     unknown = sorted(value.keys() - _ROPE_KEYS)
-    return f"rope parameter {unknown[0]!r} is not understood" if unknown else ""
+    if unknown:
+        return f"rope parameter {unknown[0]!r} is not understood"
+    for name in _ROPE_NEEDS[kind]:
+        if problem := _above_zero(value.get(name)):
+            return f"rope parameter {name!r} {problem}"
+    return _above_zero(value.get("rope_theta", 1))
 
 
 # What any config may carry without changing a logit in inference.
 _INERT: dict[str, FieldCheck] = dict.fromkeys(
     (
         "_name_or_path",
-        "architectures",
         "attention_dropout",
         "bos_token_id",
-        "dtype",
-        "eos_token_id",
         "initializer_range",
         "is_llama_config",
-        "model_type",
         "pad_token_id",
-        "torch_dtype",
         "transformers.js_config",
         "transformers_version",
         "unsloth_version",
@@ -108,6 +126,11 @@ _INERT: dict[str, FieldCheck] = dict.fromkeys(
 )
 
 _LLAMA_FIELDS: dict[str, FieldCheck] = _INERT | {
+    "architectures": _names,
+    "model_type": _text,
+    "dtype": _text,
+    "torch_dtype": _text,
+    "eos_token_id": token_ids_problem,
     "hidden_size": _positive,
     "intermediate_size": _positive,
     "num_hidden_layers": _positive,
@@ -116,12 +139,12 @@ _LLAMA_FIELDS: dict[str, FieldCheck] = _INERT | {
     "head_dim": _optional_positive,
     "vocab_size": _positive,
     "max_position_embeddings": _positive,
-    "rms_norm_eps": _number,
+    "rms_norm_eps": _above_zero,
     "hidden_act": _only("silu"),
     "tie_word_embeddings": _boolean,
     "attention_bias": _boolean,
     "mlp_bias": _boolean,
-    "rope_theta": _number,
+    "rope_theta": _above_zero,
     "rope_scaling": _rope,
     "rope_parameters": _rope,
     "rope_interleaved": _only(False, None),
@@ -179,6 +202,16 @@ def _llama_groups(config: Config) -> tuple[Group, ...]:
     )
 
 
+def _llama_contradiction(config: Config) -> str:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if not config.get("head_dim") and hidden % heads:
+        return f"hidden_size {hidden} is no multiple of num_attention_heads {heads}, and there is no head_dim"
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        return f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    return ""
+
+
 def _llama_ignores(name: str, config: Config) -> bool:
     """Old checkpoints carry rope's frequencies; tied ones may carry the head a second time."""
     return name.endswith(".rotary_emb.inv_freq") or (
@@ -202,5 +235,6 @@ FAMILIES: Mapping[str, Family] = {
         tensors=_llama_tensors,
         groups=_llama_groups,
         ignores=_llama_ignores,
+        contradiction=_llama_contradiction,
     )
 }

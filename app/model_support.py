@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from app.model_families import FAMILIES, Family, TensorSpec
+from app.model_families import FAMILIES, Family, TensorSpec, token_ids_problem
 from streaming.dtypes import BITS
 from streaming.errors import ModelUnsupported
 from streaming.messages import Entry, Group, Layout, Origin, TensorLayout
@@ -30,6 +30,7 @@ class SupportedModel:
     architecture: str
     max_model_len_tokens: int
     stop_token_ids: tuple[int, ...]
+    vocab_size: int
     tensors: tuple[TensorLayout, ...]
     groups: tuple[Group, ...]
     weights_bytes: int
@@ -62,6 +63,7 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
         architecture=config["architectures"][0],
         max_model_len_tokens=config["max_position_embeddings"],
         stop_token_ids=_stop_token_ids(config, files),
+        vocab_size=config["vocab_size"],
         tensors=tensors,
         groups=family.groups(config),
         weights_bytes=sum(math.prod(spec.shape) * BITS[stored] // 8 for spec in wanted),
@@ -78,11 +80,12 @@ def _decode(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _family(config: Mapping[str, Any]) -> Family:
-    architectures = config.get("architectures") or ["(none)"]
-    family = FAMILIES.get(architectures[0])
+    architectures = config.get("architectures")
+    name = str(architectures[0]) if isinstance(architectures, list) and architectures else "(none)"
+    family = FAMILIES.get(name)
     if family is None or config.get("model_type") != family.model_type:
         raise ModelUnsupported(
-            f"architecture {architectures[0]!r} (model_type {config.get('model_type')!r}) is not served yet: "
+            f"architecture {name!r} (model_type {config.get('model_type')!r}) is not served yet: "
             f"this version serves {', '.join(sorted(FAMILIES))}"
         )
     return family
@@ -98,6 +101,8 @@ def _check_fields(family: Family, config: Mapping[str, Any]) -> None:
     for name in family.required:
         if config.get(name) is None:
             raise ModelUnsupported(f"config.json: field {name!r} is missing")
+    if problem := family.contradiction(config):
+        raise ModelUnsupported(f"config.json: {problem}")
 
 
 def _check_tensors(
@@ -131,6 +136,8 @@ def _stop_token_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> tu
     """generation_config.json wins over config.json, as in transformers."""
     generation = _decode(files, "generation_config.json") if "generation_config.json" in files else {}
     stop = generation.get("eos_token_id", config.get("eos_token_id"))
+    if problem := token_ids_problem(stop):
+        raise ModelUnsupported(f"eos_token_id = {stop!r}: {problem}")
     if stop is None:
         return ()
     return tuple(stop) if isinstance(stop, list) else (stop,)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GIL_SWITCH_S = 0.0005
+# After the drain every request has its answer; this is for writing it.
+_LAST_WORDS_S = 2
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ async def _serve(start: Start) -> int:
     reporting = asyncio.create_task(_report_when_ready(service, start.settings))
     try:
         front = Front(service)
-        server = await asyncio.to_thread(_build_http_server, front, start.settings)
+        server = await asyncio.to_thread(_build_http_server, front)
         serving = asyncio.create_task(server.serve(sockets=[start.sock]))
         front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
+        await _drain(service, start.settings.server.drain_timeout_s)
         server.should_exit = True
         await serving
         return code
@@ -100,20 +103,31 @@ def _service(start: Start) -> Service:
         model_names=settings.model.served_model_names,
         lifecycle=Lifecycle(),
         ledger=ledger,
-        engine=EngineClient(max_waiting_requests=settings.server.max_waiting_requests),
+        engine=EngineClient(max_sequences=settings.server.max_waiting_requests),
+        report_first_token=settings.observability.emit_first_token_latency,
     )
 
 
 def _stop_on_signals() -> asyncio.Event:
-    """SIGTERM and SIGINT stop the server gently; the signals are ours, uvicorn would exit 143 on them."""
+    """SIGTERM and SIGINT stop the server gently, a second one at once.
+
+    The signals are ours: uvicorn would close the listener on the first one, and exit 143.
+    """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopped.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
     return stopped
 
 
-def _build_http_server(front: Front, settings: Settings) -> uvicorn.Server:
+def _build_http_server(front: Front) -> uvicorn.Server:
     """Import uvicorn, in a thread: the children are talking to the event loop already."""
     import uvicorn
 
@@ -131,7 +145,7 @@ def _build_http_server(front: Front, settings: Settings) -> uvicorn.Server:
         access_log=False,
         lifespan="off",
         ws="none",
-        timeout_graceful_shutdown=int(settings.server.drain_timeout_s),
+        timeout_graceful_shutdown=_LAST_WORDS_S,
     )
     config.load()  # else uvicorn does it on the event loop: 0.2 s of imports during which no probe is answered
     return Server(config)
@@ -163,6 +177,13 @@ async def _until_the_end(
         return supervisor.failure.result().exit_code
     service.lifecycle.advance(State.DRAINING, "shutting down: requests in flight finish, new ones are refused")
     return 0 if stopped.is_set() else 6
+
+
+async def _drain(service: Service, timeout_s: float) -> None:
+    """Let sequences in flight finish, while probes say 503; what is left after the timeout ends with an error."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(service.engine.drained(), timeout_s)
+    service.engine.detach("the server is shutting down")
 
 
 async def _report_when_ready(service: Service, settings: Settings) -> None:

@@ -5,6 +5,7 @@ Knows neither HTTP nor processes.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ from app.engine_client import EngineClient
 from app.errors import NotReady
 from app.lifecycle import Lifecycle, State
 from app.telemetry.ledger import Ledger
+from streaming.clock import boottime_s
 
 if TYPE_CHECKING:
     from app.text.text_model import TextModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class ServedModel:
 
     text: TextModel
     max_model_len_tokens: int
+    vocab_size: int
     stop_token_ids: tuple[int, ...]
     created_s: int
 
@@ -32,14 +37,30 @@ class Service:
 
     Args:
         model_names: What clients may call the model; the first is the name in answers.
+        report_first_token: Whether the process's first token is worth a line in the log.
     """
 
-    def __init__(self, *, model_names: tuple[str, ...], lifecycle: Lifecycle, ledger: Ledger, engine: EngineClient):
+    def __init__(
+        self,
+        *,
+        model_names: tuple[str, ...],
+        lifecycle: Lifecycle,
+        ledger: Ledger,
+        engine: EngineClient,
+        report_first_token: bool = False,
+    ):
         self.model_names = model_names
         self.lifecycle = lifecycle
         self.ledger = ledger
         self.engine = engine
         self.model: ServedModel | None = None
+        self._report_first_token = report_first_token
+
+    def first_token(self) -> None:
+        """The first token of some sequence has reached the API; the process's first is a milestone."""
+        now_s = boottime_s()
+        if self.ledger.milestone("first_token_time", now_s) and self._report_first_token:
+            logger.info("first token %.3f s after exec", now_s - self.ledger.exec_s)
 
     def ready_model(self) -> ServedModel:
         """The model, if a request may use it now.

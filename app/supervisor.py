@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ from app.messages import BindArena, EngineOptions, EngineReady, RequestFailed, S
 from app.model_support import SupportedModel, support
 from app.service import ServedModel, Service
 from streaming.clock import boottime_s
-from streaming.errors import CheckpointError, ErrorReport, StreamingError, report
-from streaming.messages import Described, LoadReport, LoadRequest, PhaseTimed, Plan
+from streaming.errors import CheckpointError, ErrorReport, ModelUnsupported, StreamingError, report
+from streaming.messages import BlobVersion, Described, LoadReport, LoadRequest, PhaseTimed, Plan
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Supervisor:
         self._files: dict[str, bytes] = {}
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
+        self._planned_s = 0.0
         self._weights_landed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[ErrorReport] = asyncio.get_running_loop().create_future()
@@ -94,11 +95,12 @@ class Supervisor:
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
         try:
-            self._check_shard_count(len(described.versions))
             self._model = support(described.files, described.entries, dtype=self._wishes.dtype)
+            self._check_wishes(self._model, len(described.versions))
         except StreamingError as error:
             self.failed(report(error))
             return
+        _warn_of_unpinned(described.versions)
         self._files = described.files
         self._loading.lay_out(self._model.layout(described.origin))
         if TOKENIZER in self._files:
@@ -117,7 +119,8 @@ class Supervisor:
     def planned(self, plan: Plan, arena_fd: int) -> None:
         """Give the engine its addresses while their bytes are on the way."""
         total_bytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
-        self._service.lifecycle.progress = Progress(total_bytes, start_s=boottime_s())
+        self._planned_s = boottime_s()
+        self._service.lifecycle.progress = Progress(total_bytes, start_s=self._planned_s)
         self._service.lifecycle.advance(State.LOADING, "streaming weights")
         bind = BindArena(
             origin=self._request.origin,
@@ -139,16 +142,17 @@ class Supervisor:
         ledger.milestone("artifact_fetch_end", report.fetched_s)
         ledger.milestone("host_staging_complete", report.landed_s)
         assert self._model is not None  # nothing is planned without one
-        seconds = report.landed_s - report.fetch_start_s
+        nbytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
+        seconds = report.landed_s - self._planned_s
         logger.info(
             "streamed %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
             len(self._model.tensors),
             len(plan.versions),
-            report.fetched_bytes,
+            nbytes,
             self._request.uri,
             self._wishes.engine.device,
             seconds,
-            report.fetched_bytes / max(seconds, 1e-9) / 1e9,
+            nbytes / max(seconds, 1e-9) / 1e9,
         )
         self._weights_landed = True
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
@@ -163,6 +167,7 @@ class Supervisor:
         self._service.model = ServedModel(
             text=text,
             max_model_len_tokens=ready.max_model_len_tokens,
+            vocab_size=min(text.vocab_size, model.vocab_size),
             stop_token_ids=model.stop_token_ids,
             created_s=int(time.time()),
         )
@@ -181,18 +186,35 @@ class Supervisor:
             self._service.lifecycle.advance(State.WARMING, "the engine died; another one binds to the same weights")
 
     def failed(self, error: ErrorReport) -> None:
-        """The server cannot become ready (again): say why, once."""
+        """The server cannot become ready (again): say why, once, and end what still runs for it."""
         if self.failure.done() or not self._service.lifecycle.advance(State.FAILED, error.message):
             return
         logger.error("%s: %s", error.kind, error.message)
         self._service.engine.detach(error.message)
         self.failure.set_result(error)
+        self.close()
 
-    def _check_shard_count(self, shards: int) -> None:
+    def broken(self, error: Exception) -> None:
+        """A fault of ours: say where, and end rather than stay half alive."""
+        logger.error("unexpected: please report this", exc_info=error)
+        self.failed(ErrorReport(type(error).__name__, f"the server is broken: {error}", 6))
+
+    def _check_wishes(self, model: SupportedModel, shards: int) -> None:
+        """Compare what was asked for with what is there.
+
+        Raises:
+            CheckpointError: Another number of shards.
+            ModelUnsupported: A longer context than the model was made for.
+        """
         wanted = self._wishes.shard_count
         if wanted is not None and wanted != shards:
             raise CheckpointError(
                 f"model.shard_count is {wanted}, but the checkpoint has {shards}: correct one of them"
+            )
+        length_tokens = self._wishes.engine.max_model_len_tokens
+        if length_tokens is not None and length_tokens > model.max_model_len_tokens:
+            raise ModelUnsupported(
+                f"--max-model-len {length_tokens} is more than the model's {model.max_model_len_tokens} tokens"
             )
 
     def _read_text(self) -> None:
@@ -204,19 +226,33 @@ class Supervisor:
         """Read the tokenizer in a thread: a large one takes a second."""
         start_s = boottime_s()
         try:
-            self._text, self._warmup_token_ids = await asyncio.to_thread(
-                _read_text, self._files, self._wishes.warmup_prompt
-            )
+            text, token_ids = await asyncio.to_thread(_read_text, self._files, self._wishes.warmup_prompt)
         except StreamingError as error:
             self.failed(report(error))
             return
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task
+            self.broken(error)
+            return
         self._service.ledger.phase("server.tokenizer", start_s, boottime_s())
+        assert self._model is not None  # it was described before its files were read
+        self._text = text
+        # A tokenizer may know more tokens than the model has embeddings.
+        self._warmup_token_ids = tuple(token_id for token_id in token_ids if token_id < self._model.vocab_size)
         self._warm_up()
 
     def _warm_up(self) -> None:
         """Warm up once both the weights and the warm-up prompt's tokens are there."""
         if self._weights_landed and self._text is not None:
             self._engine.weights_landed(WeightsLanded(self._warmup_token_ids))
+
+
+def _warn_of_unpinned(versions: Sequence[BlobVersion]) -> None:
+    """Say that it is our comparison, not the service, that would notice an overwritten blob."""
+    unpinned = [version.name for version in versions if not version.is_pinned]
+    if unpinned:
+        logger.warning(
+            "the source gives no strong ETag (%s): size, ETag and date of every answer are compared", unpinned[0]
+        )
 
 
 def _read_text(files: dict[str, bytes], warmup_prompt: str) -> tuple[TextModel, tuple[int, ...]]:

@@ -50,6 +50,7 @@ def probes_once(uri: str, environ: Mapping[str, str]) -> Measurement:
         with Prober(port, "/livez") as livez:
             wait_for(lambda: get_status(port, "/health") == 200, 120)
     assert livez.first_200_s is not None
+    assert livez.failures == 0
     latencies_ms = sorted(latency * 1e3 for latency in livez.latencies_s)
     return {
         "livez_s": livez.first_200_s - exec_s,

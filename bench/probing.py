@@ -17,8 +17,8 @@ _PERIOD_S = 0.01
 class Prober:
     """Probes GET `path` until it is stopped.
 
-    Latencies are seconds from the connection's start to the end of the answer; they are kept from the
-    first 200 onwards.
+    Latencies are seconds from the connection's start to the end of the answer, kept from the first 200
+    onwards; an answer that is no 200 after that, or none, counts as a failure.
     """
 
     def __init__(self, port: int, path: str):
@@ -28,6 +28,7 @@ class Prober:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.first_200_s: float | None = None
         self.latencies_s: list[float] = []
+        self.failures = 0
 
     def __enter__(self) -> Self:
         """Start to ask."""
@@ -44,11 +45,12 @@ class Prober:
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):
             start_s = time.monotonic()
-            if get_status(self._port, self._path) == 200:
-                if self.first_200_s is None:
-                    self.first_200_s = time.clock_gettime(time.CLOCK_BOOTTIME)
-                else:
-                    self.latencies_s.append(time.monotonic() - start_s)
+            answered = get_status(self._port, self._path) == 200
+            if self.first_200_s is None:
+                self.first_200_s = time.clock_gettime(time.CLOCK_BOOTTIME) if answered else None
+                continue
+            self.latencies_s.append(time.monotonic() - start_s)
+            self.failures += not answered
 
 
 def get_status(port: int, path: str) -> int | None:

@@ -79,7 +79,7 @@ def _begin(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, 
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
     server.send(Described(origin=request.origin, files=found.files, entries=found.entries, versions=found.versions))
     layout, _ = server.recv()
-    assert isinstance(layout, Layout)  # a refusal closes the connection instead
+    assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
     plan = plan_load(found.entries, found.versions, layout, chunk_bytes=request.pipeline.chunk_bytes)
     planned_s = boottime_s()
@@ -105,7 +105,7 @@ def _land(
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
     fetched_bytes = sum(chunk.end - chunk.start for chunk in left)
-    report = LoadReport(fetched_bytes=fetched_bytes, fetch_start_s=start_s, fetched_s=fetched_s, landed_s=end_s)
+    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s)
     server.send(Landed(origin=request.origin, report=report))
 
 

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from streaming.cast import cast
 from streaming.errors import DeviceError
-from streaming.messages import Chunk
+from streaming.host_memory import available_bytes
+from streaming.messages import Chunk, Segment
 
-# A write larger than this holds no other writer up, but one system call must not run for ever.
-_WRITE_BYTES = 16 << 20
+# A cast makes a copy or three of its piece, so that a piece bounds what a lane holds beside its chunk.
+_CAST_BYTES = 1 << 20
 
 
 class ArenaLane(Protocol):
@@ -53,12 +54,11 @@ class HostArena:
         Raises:
             DeviceError: The host has less memory than that.
         """
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        available_bytes = max(free_bytes, _available_bytes())
-        if nbytes > available_bytes:
+        free_bytes = available_bytes()
+        if nbytes > free_bytes:
             raise DeviceError(
-                f"the weights need {nbytes} bytes of host memory, {available_bytes} are available "
-                f"({nbytes - available_bytes} short): use a smaller model or a larger machine"
+                f"the weights need {nbytes} bytes of host memory, {free_bytes} are available "
+                f"({nbytes - free_bytes} short): use a smaller model or a larger machine"
             )
         fd = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
         os.ftruncate(fd, nbytes)
@@ -78,26 +78,26 @@ class _HostLane:
 
     def land(self, chunk: Chunk, data: memoryview) -> None:
         for segment in chunk.segments:
-            piece = data[segment.slot_start : segment.slot_start + segment.slot_nbytes]
-            self._write(cast(piece, segment.source_dtype, segment.stored_dtype), segment.arena_start)
+            self._land_segment(segment, data[segment.slot_start : segment.slot_start + segment.slot_nbytes])
         self._on_landed(chunk)
 
     def finish(self) -> None:
         """Nothing is ever on its way: every write was synchronous."""
 
+    def _land_segment(self, segment: Segment, data: memoryview) -> None:
+        if segment.source_dtype == segment.stored_dtype:
+            self._write(data, segment.arena_start)
+            return
+        at = segment.arena_start
+        for start in range(0, len(data), _CAST_BYTES):
+            stored = cast(data[start : start + _CAST_BYTES], segment.source_dtype, segment.stored_dtype)
+            self._write(stored, at)
+            at += len(stored)
+
     def _write(self, piece: memoryview, at: int) -> None:
         while piece:
             try:
-                written = os.pwrite(self._fd, piece[:_WRITE_BYTES], at)
+                written = os.pwrite(self._fd, piece, at)
             except OSError as error:
                 raise DeviceError(f"the host has no memory left for the weights: {error.strerror}") from error
             piece, at = piece[written:], at + written
-
-
-def _available_bytes() -> int:
-    """What the kernel believes can be had without swapping; 0 where it does not say."""
-    with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - pathlib costs 10 ms of import
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 0

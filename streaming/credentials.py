@@ -73,7 +73,7 @@ def store_arguments(azure: AzureOptions) -> dict[str, Any]:
         case "anonymous":
             return {"config": {"skip_signature": True}}
         case _:
-            return {"credential_provider": _default_provider()}
+            return {"credential_provider": _default_provider(azure)}
 
 
 def sdk_credential(azure: AzureOptions) -> Any:
@@ -103,13 +103,17 @@ def sdk_credential(azure: AzureOptions) -> Any:
 def _identity(name: str, azure: AzureOptions) -> Any:
     import azure.identity as identity
 
+    authority = {"authority": azure.authority_host} if azure.authority_host else {}
     if name == "workload-identity":
         return identity.WorkloadIdentityCredential(
-            tenant_id=azure.tenant_id, client_id=azure.client_id, token_file_path=azure.federated_token_file
+            tenant_id=azure.tenant_id,
+            client_id=azure.client_id,
+            token_file_path=azure.federated_token_file,
+            **authority,
         )
     if name == "managed-identity":
         return identity.ManagedIdentityCredential(client_id=azure.client_id)
-    return identity.DefaultAzureCredential(exclude_managed_identity_credential=True)
+    return identity.DefaultAzureCredential(exclude_managed_identity_credential=True, **authority)
 
 
 def _fixed(kind: str, secret: str) -> dict[str, Any]:
@@ -126,13 +130,13 @@ def _secret_of_connection_string(azure: AzureOptions) -> tuple[str, str]:
     raise AccessDenied("the connection string has neither an AccountKey nor a SharedAccessSignature")
 
 
-def _default_provider() -> Callable[[], dict[str, Any]]:
+def _default_provider(azure: AzureOptions) -> Callable[[], dict[str, Any]]:
     """DefaultAzureCredential as obstore's provider, asked once now so that a failure is ours to word."""
     from azure.core.exceptions import ClientAuthenticationError
 
     # It would print a paragraph for every credential that it tries; the error below is the answer.
     logging.getLogger("azure.identity").setLevel(logging.ERROR)
-    credential = _identity("default", AzureOptions())
+    credential = _identity("default", azure)
 
     def token() -> dict[str, Any]:
         fresh = credential.get_token(_SCOPE)

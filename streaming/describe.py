@@ -7,7 +7,7 @@ speculative header read catches).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streaming import checkpoint
@@ -39,6 +39,10 @@ _SPECULATIVE_BYTES = 256 << 10
 _PARALLEL = 16
 
 
+# Sizes by name, or None where the source cannot be listed.
+Listing = Future[dict[str, int] | None]
+
+
 @dataclass(frozen=True)
 class Description:
     """A checkpoint's metadata files by base name, its tensors, and its shards' versions."""
@@ -62,7 +66,9 @@ def describe(source: Source) -> Description:
         files = _existing(names, pool.map(lambda name: _read_or_none(source, name), names))
         index = files.pop(checkpoint.INDEX_NAME, None)
         weight_map = None if index is None else checkpoint.parse_index(index)
-        shards = _shard_names(source, weight_map, single.result(), listing.result())
+        if not files and weight_map is None and single.result() is None:
+            _check_something_is_there(source, listing)
+        shards = _shard_names(source, weight_map, single.result(), listing)
         extra = () if "tokenizer.json" in files else TOKENIZER_SOURCE_NAMES
         extras = pool.map(lambda name: _read_or_none(source, name), extra)
         prefixes = {checkpoint.SINGLE_NAME: single.result()}
@@ -74,22 +80,28 @@ def describe(source: Source) -> Description:
 
 
 def _shard_names(
-    source: Source, weight_map: dict[str, str] | None, single: Prefix | None, listing: dict[str, int] | None
+    source: Source, weight_map: dict[str, str] | None, single: Prefix | None, listing: Listing
 ) -> list[str]:
-    """The index decides; without one a single file, or every safetensors file there is."""
+    """The index decides; without one a single file, or every safetensors file there is.
+
+    The listing is looked at last: a credential that may not list can still load most checkpoints.
+    """
     if weight_map is not None:
         return sorted(set(weight_map.values()))
     if single is not None:
         return [checkpoint.SINGLE_NAME]
-    found = sorted(name for name in listing or () if name.endswith(".safetensors"))
+    found = sorted(name for name in listing.result() or () if name.endswith(".safetensors"))
     if found:
         return found
-    if listing is not None and not listing:
-        raise BlobNotFound(f"{source.location}: nothing is there: check account, container and prefix")
     raise CheckpointError(
         f"{source.location}: no {checkpoint.INDEX_NAME}, no {checkpoint.SINGLE_NAME} and no other .safetensors file: "
         "only safetensors checkpoints can be streamed"
     )
+
+
+def _check_something_is_there(source: Source, listing: Listing) -> None:
+    if not listing.result():
+        raise BlobNotFound(f"{source.location}: nothing is there: check account, container and prefix")
 
 
 def _header(source: Source, shard: str, prefix: Prefix | None) -> tuple[tuple[Entry, ...], BlobVersion]:

@@ -45,11 +45,20 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class BlobVersion(msgspec.Struct, frozen=True):
-    """What one shard was when its header was read: `etag` is None where the source gives none."""
+    """What one shard was when its header was read.
+
+    `etag` is None where the source gives none; `modified_s` is a Unix time.
+    """
 
     name: str
     size_bytes: int
     etag: str | None
+    modified_s: float = 0.0
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the service itself can refuse another version: If-Match never matches a weak ETag."""
+        return self.etag is not None and not self.etag.startswith("W/")
 
 
 class TensorLayout(msgspec.Struct, frozen=True):
@@ -175,10 +184,9 @@ class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one loader did: bytes fetched by this process, and the clock around them."""
+    """What one loader did: the bytes that this process fetched, when it had them, when they had landed."""
 
     fetched_bytes: int
-    fetch_start_s: float
     fetched_s: float
     landed_s: float
 

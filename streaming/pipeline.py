@@ -1,7 +1,7 @@
 """The overlapped pipeline: lanes that fetch chunks and land them. The only threads of the loader.
 
 Takes a source, chunks and an arena; reports each landed chunk. Knows no checkpoint and no message. Host
-memory is one chunk per lane, whatever the model's size.
+memory is one chunk per lane (and a piece of it while it is cast), whatever the model's size.
 """
 
 from __future__ import annotations
@@ -53,34 +53,55 @@ def land(
     Raises:
         StreamingError: Of the first chunk that failed.
     """
-    todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-    for chunk in chunks:
-        todo.put(chunk)
-    by_name = {version.name: version for version in versions}
-    errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-    stop = threading.Event()
-    fetched_s = [boottime_s()] * lanes
-
-    def lane(number: int) -> None:
-        try:
-            destination = arena.open_lane(on_landed)
-            while not stop.is_set() and (chunk := _next(todo)) is not None:
-                data = source.read_range(by_name[chunk.shard], chunk.start, chunk.end)
-                fetched_s[number] = boottime_s()
-                destination.land(chunk, memoryview(data))
-            destination.finish()
-        except BaseException as error:  # noqa: BLE001 - it is raised again on the caller's thread
-            errors.put(error)
-            stop.set()
-
-    threads = [threading.Thread(target=lane, args=(number,), name=f"lane-{number}") for number in range(lanes)]
+    shared = _Shared(source, chunks, versions, arena, on_landed)
+    threads = [threading.Thread(target=shared.run_lane, name=f"lane-{number}") for number in range(lanes)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if not errors.empty():
-        raise errors.get()
-    return max(fetched_s)
+    return shared.result()
+
+
+class _Shared:
+    """What the lanes of one load have in common."""
+
+    def __init__(
+        self,
+        source: RangeReader,
+        chunks: Iterable[Chunk],
+        versions: Iterable[BlobVersion],
+        arena: Arena,
+        on_landed: Callable[[Chunk], None],
+    ):
+        self._source = source
+        self._arena = arena
+        self._on_landed = on_landed
+        self._versions = {version.name: version for version in versions}
+        self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
+        for chunk in chunks:
+            self._todo.put(chunk)
+        self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._fetched_s = boottime_s()
+
+    def run_lane(self) -> None:
+        """Fetch and land chunks until none is left or a lane has failed."""
+        try:
+            lane = self._arena.open_lane(self._on_landed)
+            while not self._stop.is_set() and (chunk := _next(self._todo)) is not None:
+                data = self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
+                self._fetched_s = boottime_s()  # of several lanes the last one writes last
+                lane.land(chunk, memoryview(data))
+            lane.finish()
+        except BaseException as error:  # noqa: BLE001 - it is raised again on the caller's thread
+            self._errors.put(error)
+            self._stop.set()
+
+    def result(self) -> float:
+        """When the last byte had been fetched, or the first error."""
+        if not self._errors.empty():
+            raise self._errors.get()
+        return self._fetched_s
 
 
 def _next(todo: queue.SimpleQueue[Chunk]) -> Chunk | None:

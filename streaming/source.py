@@ -23,6 +23,7 @@ from streaming.errors import (
     BlobChanged,
     BlobNotFound,
     SourceError,
+    SourceStalled,
     SourceUnavailable,
     StreamingError,
 )
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from obstore import Bytes, GetOptions
 
 _QUERY = re.compile(r"\?[^\s\"'<>)]+")
-_DENIED = re.compile(r"\b(401|403)\b")
-_MISSING = re.compile(r"\b404\b")
+# Only what obstore says of the status: a bare number may be a part of the URL.
+_STATUS = re.compile(r"status code: (\d{3})")
+# What the operating system or the resolver said, deep in obstore's debug text.
+_DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
+_TIMED_OUT = re.compile(r"kind: Timeout|TimedOut")
 _BODY = re.compile(r"\s*:?\s*<\?xml.*", re.DOTALL)
 _CAUSE_LENGTH = 300
 
@@ -94,13 +98,13 @@ class Source:
                     raise
                 result = obstore.get(self._store, name)
             meta = result.meta
-            return Prefix(result.bytes(), BlobVersion(name, meta["size"], meta.get("e_tag")))
+            return Prefix(result.bytes(), _version(name, meta))
 
     def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """Bytes `[start, end)` of exactly this version of the blob.
 
         A strong ETag is sent as If-Match, so the service refuses a changed blob; where it is weak or
-        absent (If-Match never matches a weak one), ETag and size of the answer are compared.
+        absent (If-Match never matches a weak one), what the answer says of its version is compared.
 
         Raises:
             BlobChanged: The blob is not the one that was described.
@@ -108,7 +112,7 @@ class Source:
         """
         with self._translated(version.name, start, end):
             options: GetOptions = {"range": (start, end)}
-            if version.etag is not None and is_strong(version.etag):
+            if version.etag is not None and version.is_pinned:
                 options["if_match"] = version.etag
             result = obstore.get(self._store, version.name, options=options)
             self._check_version(version, result.meta)
@@ -121,7 +125,7 @@ class Source:
         return data
 
     def _check_version(self, version: BlobVersion, meta: Any) -> None:
-        if (meta["size"], meta.get("e_tag")) != (version.size_bytes, version.etag):
+        if _version(version.name, meta) != version:
             raise self._changed(version.name)
 
     def _changed(self, name: str) -> BlobChanged:
@@ -143,12 +147,19 @@ class Source:
         except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
             raise self._denied(name) from error
         except (obstore_errors.BaseError, OSError, ValueError) as error:
-            if _DENIED.search(str(error)):
-                raise self._denied(name) from error
-            if _MISSING.search(str(error)):
-                raise self._missing(name) from error
             where = name if start is None else f"{name} [{start}, {end})"
-            raise SourceUnavailable(f"{self.location}/{where}: {_cause(error)}") from error
+            raise self._by_status(name, where, error) from error
+
+    def _by_status(self, name: str, where: str, error: Exception) -> SourceError:
+        """What obstore has no class for, told by the status that its message quotes."""
+        found = _STATUS.search(str(error))
+        match found and found[1]:
+            case "401" | "403":
+                return self._denied(name)
+            case "404":
+                return self._missing(name)
+        kind = SourceStalled if _TIMED_OUT.search(str(error)) else SourceUnavailable
+        return kind(f"{self.location}/{where}: {_cause(error)}")
 
     def _missing(self, name: str) -> BlobNotFound:
         return BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix")
@@ -159,9 +170,8 @@ class Source:
         return AccessDenied(f"{self.location}/{name}: access denied: the credential needs {needs}")
 
 
-def is_strong(etag: str) -> bool:
-    """Whether If-Match can match this ETag at all."""
-    return not etag.startswith("W/")
+def _version(name: str, meta: Any) -> BlobVersion:
+    return BlobVersion(name, meta["size"], meta.get("e_tag"), meta["last_modified"].timestamp())
 
 
 def open_source(uri: str, options: SourceOptions) -> Source:
@@ -170,8 +180,11 @@ def open_source(uri: str, options: SourceOptions) -> Source:
     Raises:
         SourceError: The URI cannot be meant, or no credential is found.
     """
-    location = parse(uri, options.azure)
-    return Source(location, _open_store(location, options))
+    try:
+        location = parse(uri, options.azure)
+        return Source(location, _open_store(location, options))
+    except (obstore_errors.BaseError, ValueError) as error:
+        raise SourceError(f"{uri}: the source cannot be opened: {_cause(error)}") from error
 
 
 def _open_store(location: Location, options: SourceOptions) -> Any:
@@ -213,5 +226,7 @@ def _open_store(location: Location, options: SourceOptions) -> Any:
 
 def _cause(error: Exception) -> str:
     """The message on one line, without XML bodies and without query strings (they carry SAS tokens)."""
-    text = _BODY.sub("", str(error).partition("\n\nDebug source")[0])
-    return _QUERY.sub("?...", " ".join(text.split()))[:_CAUSE_LENGTH]
+    text, _, debug = str(error).partition("\n\nDebug source")
+    text = " ".join(_BODY.sub("", text).split())
+    details = [detail for detail in _DETAIL.findall(debug) if detail not in text]
+    return _QUERY.sub("?...", ": ".join([text[:_CAUSE_LENGTH], *details[-1:]]))

@@ -34,12 +34,12 @@ from streaming.errors import (
     SourceError,
     SourceUnavailable,
 )
-from streaming.options import MIB, SourceOptions
+from streaming.options import MIB, PipelineOptions, SourceOptions
 from streaming.uri import AzureLocation, parse
 
 # Weights in a format that is not served, often beside the safetensors and as large.
 _LEFT_OUT_SUFFIXES = frozenset({".bin", ".gguf", ".h5", ".lock", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".tflite"})
-_BLOCK_BYTES = 8 * MIB
+_BLOCKS = PipelineOptions(chunk_bytes=8 * MIB)
 _FILES_AT_ONCE = 4
 _FORBIDDEN = 403
 
@@ -67,7 +67,14 @@ class _Stopped(Exception):
     """Another file failed: this one need not go on."""
 
 
-def push(folder: Path, uri: str, source: SourceOptions, *, lanes: int = 8, quiet: bool = False) -> PushReport:
+def push(
+    folder: Path,
+    uri: str,
+    source: SourceOptions,
+    pipeline: PipelineOptions = _BLOCKS,
+    *,
+    quiet: bool = False,
+) -> PushReport:
     """Upload the files of a checkpoint folder, except those that are there unchanged.
 
     Shards go first, so that a new model is found only when its weights are there. The service checks the
@@ -77,7 +84,7 @@ def push(folder: Path, uri: str, source: SourceOptions, *, lanes: int = 8, quiet
         folder: Holds at least one `*.safetensors`; its subfolders and hidden files are left out.
         uri: `az://container/prefix` or the container's https URL; the container is made if missing.
         source: Account, credential, timeouts and retries.
-        lanes: How many blocks of 8 MiB may be under way at once.
+        pipeline: How many blocks may be under way at once, and how large one is.
         quiet: Show no progress bar; without a terminal there is none either.
 
     Raises:
@@ -91,9 +98,9 @@ def push(folder: Path, uri: str, source: SourceOptions, *, lanes: int = 8, quiet
     total_bytes = sum(path.stat().st_size for path in files)
     # None: a bar only where stderr is a terminal.
     bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="push", disable=quiet or None)
-    with bar, _translated(location), _container(location, source) as container:
+    with bar, _translated(location), _container(location, source, pipeline.chunk_bytes) as container:
         existing = _list_or_create(container, location)
-        upload = _Push(container, location.prefix, existing, bar, max(1, lanes // _FILES_AT_ONCE))
+        upload = _Push(container, location.prefix, existing, bar, max(1, pipeline.lanes // _FILES_AT_ONCE))
         shards = [path for path in files if path.suffix == ".safetensors"]
         sent = upload.send(shards) + upload.send([path for path in files if path not in shards])
     sent_bytes = sum(path.stat().st_size for path in sent)
@@ -185,13 +192,13 @@ class _Push:
             self._bar.update(nbytes)
 
 
-def _container(location: AzureLocation, source: SourceOptions) -> ContainerClient:
+def _container(location: AzureLocation, source: SourceOptions, block_bytes: int) -> ContainerClient:
     return ContainerClient(
         location.account_url,
         location.container,
         credential=sdk_credential(source.azure),
-        max_block_size=_BLOCK_BYTES,
-        max_single_put_size=_BLOCK_BYTES,
+        max_block_size=block_bytes,
+        max_single_put_size=block_bytes,
         connection_timeout=source.connect_timeout_s,
         read_timeout=source.request_timeout_s,
         # The client's own default waits 15 s before its first retry.

@@ -7,6 +7,7 @@ gives typed messages; knows nothing of what they mean nor of which process is at
 from __future__ import annotations
 
 import array
+import os
 import select
 import socket
 import struct
@@ -111,8 +112,10 @@ class Connection(Generic[T]):
         return message, fds
 
     def close(self) -> None:
-        """Close our end; the other sees the end of the file."""
+        """Close our end, and descriptors whose message never became whole."""
         self.sock.close()
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _fill(self, want_bytes: int) -> bool:
         """Read until the buffer holds exactly `want_bytes`; False when the socket has no more yet.

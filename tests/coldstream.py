@@ -108,6 +108,20 @@ def runs(process: psutil.Process, module: str) -> bool:
     return False
 
 
+def children_of(parent_pid: int) -> list[int]:
+    """Loader and engine processes that were told this parent's pid, whoever is their parent by now."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command = (folder / "cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if str(parent_pid).encode() in command and {b"streaming", b"app.engine"} & set(command):
+                found.append(int(folder.name))
+    return found
+
+
 def alive(process: psutil.Process) -> bool:
     """Whether a process runs and is no zombie."""
     with contextlib.suppress(psutil.NoSuchProcess):

@@ -54,3 +54,9 @@ def pushed_demo(demo_model_dir: Path, azurite_source: SourceOptions) -> str:
     uri = "az://models/smollm2-135m-instruct"
     push(demo_model_dir, uri, azurite_source, quiet=True)
     return uri
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test makes a checkpoint of its own."""
+    return tmp_path / "checkpoint"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from streaming.wire import Connection, ConnectionClosed
 ORIGIN = Origin(arena_id="test")
 
 
-@dataclass
+@dataclass(eq=False)
 class Load:
     """What a load brought: the arena's bytes by stored name, or the error."""
 
@@ -42,6 +43,7 @@ class Load:
     report: LoadReport | None = None
     error: ErrorReport | None = None
     max_resident_bytes: int = 0
+    resumed: Load | None = None  # it owns the descriptor
 
     def tensor(self, name: str) -> bytes:
         """The landed bytes of one tensor."""
@@ -74,7 +76,7 @@ def load(
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         resume=Resume(resume.plan, tuple(resume.landed_chunk_ids)) if resume and resume.plan else None,
     )
-    result = Load(plan=resume.plan, fd=resume.fd) if resume else Load()
+    result = Load(plan=resume.plan, fd=resume.fd, resumed=resume) if resume else Load()
     child = spawn("streaming", os.environ)
     connection: Connection[FromLoader] = Connection(child.sock, FromLoader)
     connection.send(request, [result.fd] if resume and result.fd is not None else [])
@@ -87,8 +89,9 @@ def load(
                 connection.send(layout(message))
             on_message(child, message)
     except ConnectionClosed:
-        pass
-    child.process.wait()
+        child.process.wait()
+    finally:
+        child.kill()
     connection.close()
     return result
 
@@ -109,6 +112,7 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
             result.described = message
         case Planned(plan=plan):
             result.plan, result.fd = plan, fds[0]
+            weakref.finalize(result, os.close, fds[0])
         case LandedChunks(chunk_ids=chunk_ids):
             result.landed_chunk_ids += chunk_ids
         case Landed(report=report):

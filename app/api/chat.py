@@ -71,9 +71,10 @@ def chat_routes(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatCompletionRequest, http: Request) -> Response:
         """Answer the chat, `n` times."""
         model = served_model(service, body.model)
+        service.engine.check_room(body.n or 1, param="n")
         max_tokens = _max_tokens(body)
         prompt = await asyncio.to_thread(_prompt_token_ids, model, body.messages)
-        generation = plan_generation(body, model, (prompt,), max_tokens=max_tokens, param="messages")
+        generation = plan_generation(body, model, (prompt,), max_tokens=max_tokens, param="messages", continues=False)
         form = ChatFormat(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.model_names[0])
         return await deliver(service, model, http, body, generation, form)
 

@@ -60,27 +60,32 @@ def completion_routes(service: Service) -> APIRouter:
         model = served_model(service, body.model)
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise InvalidRequest("best_of: not supported yet, unless it equals n", param="best_of")
-        prompts = await asyncio.gather(*(_token_ids(model, prompt) for prompt in body.prompt))
-        generation = plan_generation(
-            body, model, prompts, max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS, param="prompt"
-        )
+        service.engine.check_room(len(body.prompt) * (body.n or 1), param="prompt")
+        prompts = await asyncio.to_thread(_token_ids, model, body.prompt)
+        max_tokens = body.max_tokens or _DEFAULT_MAX_TOKENS
+        generation = plan_generation(body, model, prompts, max_tokens=max_tokens, param="prompt", continues=True)
         form = CompletionFormat(f"cmpl-{uuid.uuid4().hex}", int(time.time()), service.model_names[0])
         return await deliver(service, model, http, body, generation, form)
 
     return routes
 
 
-async def _token_ids(model: ServedModel, prompt: Prompt) -> tuple[int, ...]:
-    """A prompt's token ids, encoded or checked.
+def _token_ids(model: ServedModel, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Every prompt's token ids, encoded or checked; takes seconds for megabytes.
 
     Raises:
         InvalidRequest: A token id is not in the vocabulary.
     """
-    if isinstance(prompt, str):
-        return await asyncio.to_thread(model.text.encode, prompt, add_special_tokens=True)
-    wrong = next((token_id for token_id in prompt if not 0 <= token_id < model.text.vocab_size), None)
+    return [
+        model.text.encode(prompt, add_special_tokens=True) if isinstance(prompt, str) else _checked(model, prompt)
+        for prompt in prompts
+    ]
+
+
+def _checked(model: ServedModel, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    wrong = next((token_id for token_id in prompt if not 0 <= token_id < model.vocab_size), None)
     if wrong is not None:
-        raise InvalidRequest(f"token id {wrong} is not in [0, {model.text.vocab_size})", param="prompt")
+        raise InvalidRequest(f"token id {wrong} is not in [0, {model.vocab_size})", param="prompt")
     return prompt
 
 

@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from app.messages import SamplingParams
 from app.service import ServedModel, Service
 from app.text.token_text import TokenText
-from streaming.clock import boottime_s
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What one request asks of the engine: one sequence per choice, in the order of the choices."""
+    """What one request asks of the engine: one sequence per choice, in the order of the choices.
+
+    `continues` says that the text follows the prompt's own, space and all.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     sampling: tuple[SamplingParams, ...]
     stops: tuple[str, ...]
     prompt_tokens: int
+    continues: bool
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,14 @@ async def _sequence(
     arrived: asyncio.Queue[Delta | asyncio.Task[None]],
 ) -> None:
     """Generate one choice into `arrived`."""
-    token_text = TokenText(model.text.new_detokenizer(), generation.stops)
+    before = generation.prompts[index] if generation.continues else ()
+    token_text = TokenText(model.text.new_detokenizer(before), generation.stops)
     tokens = service.engine.generate(generation.prompts[index], generation.sampling[index])
     first = True
     async with aclosing(tokens):
         async for token in tokens:
             if first:
-                service.ledger.milestone("first_token_time", boottime_s())
+                service.first_token()
                 first = False
             text, finish_reason = token_text.push(token.token_id, token.finish_reason)
             arrived.put_nowait(Delta(index, text, finish_reason))

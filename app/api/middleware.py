@@ -82,7 +82,7 @@ class Admission:
             return
         scheme, _, given = authorization.partition(" ")
         # Every key is compared, each in constant time, so that the answer's time tells nothing.
-        matches = [hmac.compare_digest(given.strip().encode(), key) for key in self._api_keys]
+        matches = [hmac.compare_digest(given.strip().encode("latin-1"), key) for key in self._api_keys]
         if scheme.lower() != "bearer" or not any(matches):
             raise Unauthorized("a valid API key is needed: send it as `Authorization: Bearer KEY`")
 

@@ -13,8 +13,6 @@ from app.errors import InvalidRequest
 from app.messages import SamplingParams
 from app.service import ServedModel
 
-# More is surely a mistake, and would only be turned away by the engine's queue, one by one.
-_MAX_SEQUENCES = 1024
 _MAX_SEED = 2**63 - 1
 
 
@@ -25,6 +23,7 @@ def plan_generation(
     *,
     max_tokens: int | None,
     param: str,
+    continues: bool,
 ) -> Generation:
     """Every choice of a request, prompt-major: `n` of the first prompt, then `n` of the next.
 
@@ -34,16 +33,12 @@ def plan_generation(
         prompts: Token ids.
         max_tokens: How long an answer may be; None, and whatever does not fit, mean the rest of the context.
         param: Which parameter the prompts came from, for errors.
+        continues: Whether the answer's text goes on where the prompt's ends.
 
     Raises:
-        InvalidRequest: A prompt is empty or leaves no room, or there are too many sequences.
+        InvalidRequest: A prompt is empty or leaves no room.
     """
     n = request.n or 1
-    if len(prompts) * n > _MAX_SEQUENCES:
-        raise InvalidRequest(
-            f"{len(prompts)} prompts with n={n} are more than {_MAX_SEQUENCES} sequences: split the request",
-            param=param,
-        )
     rooms = [_room_tokens(prompt, model.max_model_len_tokens, param) for prompt in prompts]
     return Generation(
         prompts=tuple(prompt for prompt in prompts for _ in range(n)),
@@ -52,6 +47,7 @@ def plan_generation(
         ),
         stops=tuple(request.stop or ()),
         prompt_tokens=sum(map(len, prompts)),
+        continues=continues,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+MAX_STOP_TOKENS = 128
 MAX_STOP_STRINGS = 16
 MAX_CHOICES = 128
 
@@ -93,7 +94,9 @@ class GenerationRequest(_Wire):
     user: str | None = None
     # vLLM's extensions
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=MAX_STOP_TOKENS)] = (
+        None
+    )
     ignore_eos: bool | None = None
     # not honoured yet
     frequency_penalty: Annotated[Any, _only(0)] = None

@@ -28,7 +28,7 @@ class ApiOptions:
     """
 
     api_keys: tuple[str, ...] = ()
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: int = 4 << 20
 
     def __repr__(self) -> str:
         """How many keys there are, not which."""

@@ -1,4 +1,4 @@
-"""The engine process: `python -P -m app.engine FD PARENT_PID`.
+"""The engine process: `python -P -m app.engine FD PARENT_PID [LOG_LEVEL]`.
 
 FD is a Unix socket to the server. Whatever can wait is imported after torch's own seconds are on the clock.
 """
@@ -13,8 +13,8 @@ from streaming.process import die_with_parent, give_way
 
 def main() -> int:
     """Import torch, say how long it took, and be the engine."""
-    socket_fd, parent_pid = int(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent_pid)
+    socket_fd, parent_pid, *log_level = sys.argv[1:]
+    die_with_parent(int(parent_pid))
     give_way()
     # Ctrl-C reaches the whole process group; the server decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -27,8 +27,8 @@ def main() -> int:
     from streaming.messages import PhaseTimed
     from streaming.wire import Connection, ConnectionClosed
 
-    configure("info")
-    connection: Connection[ToEngine] = Connection(socket.socket(fileno=socket_fd), ToEngine)
+    configure(*log_level or ("info",))
+    connection: Connection[ToEngine] = Connection(socket.socket(fileno=int(socket_fd)), ToEngine)
     import_start_s = boottime_s()
     from app.engine.startup import run_engine
 

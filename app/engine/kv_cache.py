@@ -43,11 +43,16 @@ def cache_blocks(options: EngineOptions, max_model_len_tokens: int, token_bytes:
     1 GiB, or a quarter of the available memory where that is what one full sequence needs.
 
     Raises:
-        DeviceError: Not even one block fits the budget.
+        DeviceError: The budget is more than there is, or not even one block fits it.
     """
     block_bytes = token_bytes * options.block_size_tokens
     blocks_per_sequence = -(-max_model_len_tokens // options.block_size_tokens)
     budget_bytes = options.kv_cache_bytes
+    if budget_bytes is not None and budget_bytes > available_bytes:
+        raise DeviceError(
+            f"the KV cache is to have {budget_bytes} bytes, {available_bytes} are available: "
+            "lower --kv-cache-memory-bytes"
+        )
     if budget_bytes is None:
         one_sequence_bytes = min(blocks_per_sequence * block_bytes, available_bytes // 4)
         budget_bytes = max(DEFAULT_CACHE_BYTES, one_sequence_bytes)

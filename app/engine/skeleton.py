@@ -53,6 +53,7 @@ def bind(model: Decoder, arena: torch.Tensor, extents: Mapping[str, Extent]) -> 
     for name, parameter in model.named_parameters():
         if not start <= parameter.data_ptr() <= parameter.data_ptr() + parameter.nbytes <= end:
             raise RuntimeError(f"{name} is not a view of the arena")
+    logger.info("%d parameters bound to the arena", len(views))
 
 
 def _view(name: str, parameter: torch.Tensor, arena: torch.Tensor, extents: Mapping[str, Extent]) -> torch.Tensor:

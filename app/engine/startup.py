@@ -7,7 +7,6 @@ that knows the order.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -25,6 +24,7 @@ from app.engine.warmup import check_weights, warm_up
 from app.messages import BindArena, EngineFailed, EngineOptions, EngineReady, ToEngine, WeightsLanded
 from streaming.clock import boottime_s
 from streaming.errors import CheckpointError, StreamingError, report
+from streaming.host_memory import available_bytes
 from streaming.messages import PhaseTimed
 from streaming.wire import Connection, ConnectionClosed
 
@@ -55,7 +55,7 @@ def _serve(connection: Connection[ToEngine]) -> NoReturn:
         model = _bound_model(request, fds)
     max_model_len_tokens = options.max_model_len_tokens or model.config.max_position_embeddings
     with _timed(connection, "engine.warmup"):
-        blocks = BlockAllocator(_num_blocks(model, options, max_model_len_tokens))
+        blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
         cache = KVCache(model.config, model.dtype, blocks.num_blocks * options.block_size_tokens)
         runner = ModelRunner(model, cache, options.block_size_tokens)
         warm_up(runner, blocks, options.block_size_tokens)
@@ -83,10 +83,12 @@ def _bound_model(request: BindArena, fds: list[int]) -> Decoder:
     return model
 
 
-def _num_blocks(model: Decoder, options: EngineOptions, max_model_len_tokens: int) -> int:
+def _num_blocks(model: Decoder, request: BindArena, max_model_len_tokens: int) -> int:
+    """The cache is sized before the weights have taken their memory, so that is set aside."""
+    options = request.options
     token_bytes = bytes_per_token(model.config, model.dtype)
-    available_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    blocks = cache_blocks(options, max_model_len_tokens, token_bytes, available_bytes)
+    left_bytes = max(0, available_bytes() - request.arena_bytes)
+    blocks = cache_blocks(options, max_model_len_tokens, token_bytes, left_bytes)
     capacity_tokens = blocks * options.block_size_tokens
     logger.info("KV cache: %d blocks, %d tokens, %d bytes", blocks, capacity_tokens, capacity_tokens * token_bytes)
     if capacity_tokens < max_model_len_tokens:

@@ -8,14 +8,16 @@ from streaming.options import PipelineOptions
 
 UNLIMITED = -1
 ONE_SLOT_A_LANE = 0
-SLOTS_PER_LANE = 2
+# The host arena writes a chunk at once, so a lane holds one; pinned staging will want two.
+SLOTS_PER_LANE = 1
 
 
 def fit_memory(lanes: int, chunk_bytes: int, memory_limit_bytes: int) -> PipelineOptions:
-    """The most of `lanes` and `chunk_bytes` whose slots (lanes x 2 x chunk) stay within the limit.
+    """The most of `lanes` and `chunk_bytes` whose slots (one a lane) stay within the limit.
 
     Lanes go first, because a smaller chunk costs a request more per byte; chunks shrink to whole MiB, and
-    only once a single lane is left. A limit of -1 is none; 0 is what `lanes` slots would take.
+    only once a single lane is left. A limit of -1 is none; 0 is one slot a lane, which
+    is what a lane takes.
 
     Raises:
         UsageError: Not even one lane with chunks of 1 MiB fits.
@@ -30,6 +32,6 @@ def fit_memory(lanes: int, chunk_bytes: int, memory_limit_bytes: int) -> Pipelin
     if fitting_chunk_bytes == 0:
         raise UsageError(
             f"storage.memory_limit_bytes: {shown_bytes(limit_bytes)} is too little: "
-            "one lane with two slots of 1 MiB needs 2 MiB; use -1 for no limit"
+            "one lane needs 1 MiB; use -1 for no limit"
         )
     return PipelineOptions(lanes=1, chunk_bytes=fitting_chunk_bytes)

@@ -76,7 +76,9 @@ class ModelSettings(Section, frozen=True, kw_only=True):
 class StartupSettings(Section, frozen=True, kw_only=True):
     """What happens between exec and ready, and when that fails."""
 
-    warmup_prompt: Annotated[str, Setting(TEXT, "Answered once on the real weights before /health says 200.")] = "Hello"
+    warmup_prompt: Annotated[
+        str, Setting(TEXT, "Its first 16 tokens pass once through the real weights before /health says 200.")
+    ] = "Hello"
     readiness_probe_initial_delay_seconds: Annotated[
         int | None,
         Setting(

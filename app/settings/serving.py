@@ -70,7 +70,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
         float, Setting(number(0), "How long running requests may take to end at shutdown.", unit="s")
     ] = 30.0
     max_waiting_requests: Annotated[
-        int, Setting(integer(1), "How many sequences may be in the engine; more are answered 429.")
+        int, Setting(integer(1), "How many sequences may be in the engine, waiting or running; more are answered 429.")
     ] = 256
     max_body_bytes: Annotated[
         int, Setting(size(1), "Largest request body; a larger one is answered 413.", unit="bytes")

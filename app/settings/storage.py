@@ -5,30 +5,20 @@ Gives `streaming`'s options. Knows no flag's or variable's value: sources are re
 
 from typing import Annotated
 
-from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, choice, integer, mapped, mebibytes, number, size
+from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
 from app.settings.memory import UNLIMITED, fit_memory
 from app.settings.table import Section, Setting
 from streaming.options import AzureOptions, PipelineOptions, SourceOptions
 
 _SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
-# DefaultAzureCredential reads the other values of this variable itself.
-_TOKEN_CREDENTIALS = mapped(
-    {
-        "ManagedIdentityCredential": "managed-identity",
-        "WorkloadIdentityCredential": "workload-identity",
-        **dict.fromkeys(
-            (
-                "dev",
-                "prod",
-                "EnvironmentCredential",
-                "AzureCliCredential",
-                "AzureDeveloperCliCredential",
-                "AzurePowerShellCredential",
-                "VisualStudioCodeCredential",
-            ),
-            "auto",
-        ),
-    }
+# azure-identity's own variable: what it means beyond these two is for DefaultAzureCredential to say.
+_TOKEN_CREDENTIALS = Kind(
+    accepts="a name that azure-identity knows",
+    metavar="NAME",
+    read=lambda text: {
+        "managedidentitycredential": "managed-identity",
+        "workloadidentitycredential": "workload-identity",
+    }.get(text.lower(), "auto"),
 )
 
 
@@ -60,7 +50,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         int,
         Setting(
             size(UNLIMITED, accepts="-1 (no limit), 0 (one slot a lane) or a size in bytes, such as 512MiB"),
-            "Host memory of all slots (two a lane); lanes, then chunks, are reduced to fit.",
+            "Host memory of all slots (one a lane); lanes, then chunks, are reduced to fit.",
             flags=("--memory-limit",),
             variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
             loader_key="memory_limit",

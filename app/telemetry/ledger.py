@@ -5,8 +5,6 @@ Takes marks in seconds of CLOCK_BOOTTIME from three processes; knows nothing of 
 
 from __future__ import annotations
 
-from streaming.clock import boottime_s, exec_time_s  # noqa: F401
-
 
 class Ledger:
     """Phases and milestones of one startup, all relative to one exec time."""
@@ -20,13 +18,12 @@ class Ledger:
         """Record a phase; a repeated name (a restarted process) keeps the latest."""
         self._phases[name] = (start_s - self.exec_s, end_s - self.exec_s)
 
-    def milestone(self, name: str, at_s: float) -> None:
-        """Record the first time something happened; later ones are ignored."""
-        self._milestones.setdefault(name, at_s - self.exec_s)
-
-    def milestone_s(self, name: str) -> float | None:
-        """Seconds since exec of a milestone, or None while it has not happened."""
-        return self._milestones.get(name)
+    def milestone(self, name: str, at_s: float) -> bool:
+        """Record the first time something happened; later ones are ignored, and told by False."""
+        is_first = name not in self._milestones
+        if is_first:
+            self._milestones[name] = at_s - self.exec_s
+        return is_first
 
     def as_dict(self) -> dict[str, object]:
         """The ledger as `/startupz` shows it, in order of time, rounded to the millisecond."""

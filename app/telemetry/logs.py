@@ -14,3 +14,5 @@ def configure(level: str) -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+    # It tells of its own start and end under the name "uvicorn.error"; the lifecycle's lines say it better.
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))

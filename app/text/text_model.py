@@ -76,9 +76,9 @@ class TextModel:
         """The whole text of these ids, without special tokens; ids outside the vocabulary have none."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def new_detokenizer(self) -> Detokenizer:
-        """A decoder for one sequence that grows token by token."""
-        return Detokenizer(self._tokenizer, self._special_ids)
+    def new_detokenizer(self, after: Sequence[int] = ()) -> Detokenizer:
+        """A decoder for one sequence that grows token by token; its text goes on from that of `after`."""
+        return Detokenizer(self._tokenizer, self._special_ids, after)
 
     def render_chat(
         self,

@@ -17,7 +17,7 @@ from streaming.messages import Origin
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
 from streaming.source import open_source
-from tests.coldstream import alive, serving, wait_for
+from tests.coldstream import alive, children_of, serving, wait_for
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
@@ -36,29 +36,13 @@ def test_kill_9_of_the_server_leaves_nobody(demo_model_dir, tmp_path):
     for number, moment_s in enumerate(moments):
         with serving(str(demo_model_dir), log_path=tmp_path / f"log-{number}", grace_s=0) as server:
             time.sleep(moment_s)
-            family = server.family()
             os.kill(server.pid, signal.SIGKILL)
             deadline_s = time.monotonic() + 2
-            while time.monotonic() < deadline_s and any(alive(child) for child in family):
+            # Also one that was being spawned at that very moment, and belongs to init by now.
+            while time.monotonic() < deadline_s and children_of(server.pid):
                 time.sleep(0.01)
-            left += [(moment_s, child.cmdline()) for child in family if alive(child)]
-            # A child that was being spawned at that very moment belongs to init by now: look for it, too.
-            left += [(moment_s, pid) for pid in _processes_of(server.pid)]
+            left += [(moment_s, pid) for pid in children_of(server.pid)]
     assert left == []
-
-
-def _processes_of(parent_pid: int) -> list[int]:
-    """Loader and engine processes that were told this parent's pid."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                command = (folder / "cmdline").read_bytes().split(b"\0")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if str(parent_pid).encode() in command and {b"streaming", b"app.engine"} & set(command):
-                found.append(int(folder.name))
-    return found
 
 
 def test_kill_9_of_the_loader_mid_load(demo_model_dir, tmp_path):
@@ -80,6 +64,7 @@ def test_kill_9_of_the_loader_mid_load(demo_model_dir, tmp_path):
         total = server.health()[1]["bytes_total"]
     assert "Paris" in answer["choices"][0]["text"]
     assert log.count("restarting it for the") == 1
+    assert f"shards, {total} bytes, {source.url} -> cpu" in log
     # Twice over the wire: at most what every lane had in flight when the loader died.
     assert total <= weight_bytes(source) <= total + lanes * chunk_bytes
 
@@ -132,7 +117,7 @@ def test_kill_9_of_the_engine(demo_model_dir, tmp_path):
         assert len(server.family()) == 1
 
 
-@pytest.mark.parametrize("moment", ["while loading", "when ready"])
+@pytest.mark.parametrize("moment", ["at once", "while loading", "when ready"])
 def test_sigterm_ends_everything_with_0(demo_model_dir, tmp_path, moment):
     """A gentle stop leaves no process and says so with its exit code."""
     with (
@@ -141,11 +126,53 @@ def test_sigterm_ends_everything_with_0(demo_model_dir, tmp_path, moment):
     ):
         if moment == "when ready":
             server.wait_ready()
-        else:
+        elif moment == "while loading":
             wait_for(lambda: weight_bytes(source) > 1e6)
+        else:
+            wait_for(lambda: server.family())
         family = server.family()
         assert family
         os.kill(server.pid, signal.SIGTERM)
         _, status = os.waitpid(server.pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
-        assert not any(alive(child) for child in family)
+        # The kernel ends them with the server, which is not the very same moment.
+        wait_for(lambda: not any(alive(child) for child in family), 2)
+
+
+def test_a_drain_lets_streams_finish_and_tells_probes(demo_model_dir, tmp_path):
+    """After SIGTERM /health is 503, new requests are refused, and a stream in flight ends as it should."""
+    with serving(str(demo_model_dir), log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        body = {"model": "m", "prompt": "Count:", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            wait_for(lambda: server.health()[0] == 503)
+            assert server.health()[1]["state"] == "draining"
+            refused = server.client.post("/v1/completions", json={"model": "m", "prompt": "x"})
+            rest = [line for line in lines if line]
+        _, status = os.waitpid(server.pid, 0)
+        log = server.log()
+    assert refused.status_code == 503
+    assert rest[-1] == "data: [DONE]"
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "Traceback" not in log
+
+
+def test_a_drain_that_takes_too_long_ends_streams_with_an_error(demo_model_dir, tmp_path):
+    """What is left after --drain-timeout gets an error event and no [DONE]."""
+    with serving(str(demo_model_dir), "--drain-timeout", "1", log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        body = {"model": "m", "prompt": "Count:", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
+        _, status = os.waitpid(server.pid, 0)
+        log = server.log()
+    assert "shutting down" in rest[-1]
+    assert "data: [DONE]" not in rest
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "Traceback" not in log

@@ -12,21 +12,23 @@ import sys
 import httpx
 import pytest
 
-from tests.coldstream import free_port, serving, wait_for
+from tests.coldstream import children_of, free_port, serving, wait_for
 from tests.unit.checkpoints import write_checkpoint
 from tools.blob_server import BlobServer
 
 
 def coldstream(*arguments, environ=None):
-    """Run a command to its end."""
-    return subprocess.run(
+    """Run a command to its end; nobody it started may be left."""
+    process = subprocess.Popen(
         [sys.executable, "-P", "-m", "app", *arguments],
         env={**os.environ, **(environ or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
-        check=False,
     )
+    output, errors = process.communicate(timeout=60)
+    assert children_of(process.pid) == []
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def serve(*arguments, environ=None):
@@ -102,6 +104,41 @@ def test_a_wrong_shard_count(demo_model_dir):
     check(serve(str(demo_model_dir), "--shard-count", "16"), 4, "shard_count is 16", "has 2")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("architectures", {"a": 1}), ("torch_dtype", ["x"]), ("eos_token_id", "x"), ("rope_theta", 0)],
+)
+def test_a_config_that_makes_no_sense(demo_model_dir, tiny, field, value):
+    """Whatever stands in config.json, the answer is one line and exit 4."""
+    for path in demo_model_dir.iterdir():
+        if path.is_file() and path.name not in ("config.json", "generation_config.json"):
+            (tiny / path.name).unlink(missing_ok=True)
+            (tiny / path.name).symlink_to(path)
+    config = json.loads((demo_model_dir / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, field: value}))
+    check(serve(str(tiny)), 4, "ModelUnsupported")
+
+
+def test_a_longer_context_than_the_model_has(demo_model_dir):
+    """--max-model-len is compared with the model's own limit."""
+    check(serve(str(demo_model_dir), "--max-model-len", "500000"), 4, "500000", "8192")
+
+
+def test_a_cache_larger_than_the_machine(demo_model_dir):
+    """An impossible KV cache is the device's error."""
+    check(serve(str(demo_model_dir), "--kv-cache-memory-bytes", "10000000000000"), 5, "DeviceError", "available")
+
+
+def test_sources_that_cannot_be_meant():
+    """A malformed account or URL is one line and exit 3, not a dead loader."""
+    check(
+        serve("az://c/x", environ={"AZURE_STORAGE_ACCOUNT_NAME": "a b", "AZURE_STORAGE_SAS_TOKEN": "sv=1"}),
+        3,
+        "SourceError",
+    )
+    check(serve("http://[::1/x"), 3, "SourceError")
+
+
 def test_a_refused_connection():
     """A source that is not there is named, in bounded time."""
     check(serve("http://127.0.0.1:9/model"), 3, "SourceUnavailable", "http://127.0.0.1:9/model")
@@ -157,7 +194,7 @@ def test_fail_linger_keeps_the_reason_on_health(tiny, tmp_path):
 
         wait_for(failed)
         status, health = server.health()
-        assert server.client.get("/livez").status_code in (200, 503)
+        assert server.client.get("/livez").status_code == 503
         _, wait_status = os.waitpid(server.pid, 0)
     assert status == 503
     assert "GPT2LMHeadModel" in health["detail"]

@@ -57,6 +57,7 @@ class Engine:
             )
         self.connection: Connection[FromEngine] = Connection(ours, FromEngine)
         self.phases: list[PhaseTimed] = []
+        self.seen: set[str] = set()  # whose tokens came
 
     def next(self) -> FromEngine:
         """The next message that is not a phase; phases are kept."""
@@ -84,6 +85,7 @@ class Engine:
             message = self.next()
             assert isinstance(message, StepOutput), message
             for token in message.tokens:
+                self.seen.add(token.request_id)
                 if token.request_id == request_id:
                     tokens.append(token.token_id)
                     finish_reason = token.finish_reason
@@ -172,7 +174,10 @@ def test_weights_that_land_after_the_binding_are_served(start, arena):
     assert refused.request_id == "b"
     engine.connection.send(Submit("c", PROMPT, SamplingParams(max_tokens=30, temperature=0.0)))
     engine.connection.send(Abort("c"))
+    engine.generate("heard after the abort")
+    engine.seen.clear()
     assert engine.generate("d", (7, 7, 7)) == reference_tokens(packed, (7, 7, 7))
+    assert engine.seen == {"d"}  # "c" would have had tokens left
 
     assert engine.close() == 0
     log = engine.stderr.read_text()

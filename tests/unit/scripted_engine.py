@@ -130,13 +130,13 @@ def serve(
     answer: str | Script = "hello",
     *,
     lifecycle: Lifecycle | None = None,
-    max_waiting_requests: int = 64,
+    max_sequences: int = 64,
     template: str | None = TEMPLATE,
     options: ApiOptions | None = None,
 ) -> Served:
     """A service whose engine answers every sequence with this text and EOS, or by a script."""
     text = byte_text_model(template=template)
-    client = EngineClient(max_waiting_requests=max_waiting_requests)
+    client = EngineClient(max_sequences=max_sequences)
     script: Script = answer if callable(answer) else lambda _: [*text.encode(answer, False), EOS]
     engine = ScriptedEngine(client, script)
     client.attach(engine.send)
@@ -147,7 +147,11 @@ def serve(
         engine=client,
     )
     service.model = ServedModel(
-        text=text, max_model_len_tokens=MAX_MODEL_LEN, stop_token_ids=(EOS,), created_s=1_700_000_000
+        text=text,
+        max_model_len_tokens=MAX_MODEL_LEN,
+        vocab_size=text.vocab_size,
+        stop_token_ids=(EOS,),
+        created_s=1_700_000_000,
     )
     front = Front(service)
     front.serve_with(create_app(service, options or ApiOptions()))

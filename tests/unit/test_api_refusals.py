@@ -1,5 +1,7 @@
 """Every request that is refused: which status, which parameter, which envelope."""
 
+import asyncio
+
 import pytest
 
 from app.api.server import ApiOptions
@@ -283,3 +285,24 @@ async def test_every_answer_has_a_request_id(sent, kept):
         ids = [(await client.get(path)).headers["x-request-id"] for path in ("/nowhere", "/v1/models")]
     assert all((request_id == sent) is kept for request_id in ids)
     assert all(len(request_id) == 32 for request_id in ids if not kept)
+
+
+async def test_more_sequences_than_the_server_ever_takes_are_a_400_before_any_work():
+    """A hundred thousand prompts are refused at once, by number, and none is encoded."""
+    served = serve()
+    prompts = ["x"] * 100_000
+    async with served.client() as client, asyncio.timeout(20):
+        response = await client.post(COMPLETIONS_PATH, json={"model": "toy", "prompt": prompts})
+    assert response.status_code == 400
+    assert "100000" in response.json()["error"]["message"]
+    assert served.engine.submitted == []
+
+
+async def test_a_stop_token_id_out_of_range_is_a_400_and_holds_no_place():
+    """What cannot be a token id is refused, and the next request finds the engine free."""
+    served = serve(max_sequences=1)
+    async with served.client() as client:
+        for _ in range(3):
+            response = await client.post(COMPLETIONS_PATH, json={**COMPLETION, "stop_token_ids": [2**64]})
+            assert response.status_code == 400
+        assert (await client.post(COMPLETIONS_PATH, json=COMPLETION)).status_code == 200

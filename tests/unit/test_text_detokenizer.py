@@ -165,3 +165,24 @@ def test_a_stop_string_in_the_last_piece_is_a_stop():
     tokenizer = TOKENIZERS["bytes"]
     ids = tokenizer.encode("abc", add_special_tokens=False).ids
     assert finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length") == [("a", None), ("", None), ("", "stop")]
+
+
+def test_text_that_goes_on_from_a_prompt_keeps_its_first_space():
+    """A decoder that strips the very first space does not strip it behind a prompt."""
+    tokenizer = Tokenizer(
+        models.WordLevel({"\u2581The": 0, "\u2581sky": 1, "\u2581is": 2, "<unk>": 3}, unk_token="<unk>")
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    alone, behind = Detokenizer(tokenizer, frozenset()), Detokenizer(tokenizer, frozenset(), after=(0, 1))
+    assert "".join(map(alone.push, (1, 2))) == "sky is"
+    assert "".join(map(behind.push, (1, 2))) == " sky is"
+
+
+def test_a_prompt_that_ends_within_a_character_is_no_context():
+    """Half a character of the prompt changes nothing of the answer's text."""
+    tokenizer = byte_tokenizer()
+    first, *rest = tokenizer.encode("\u00e9", add_special_tokens=False).ids
+    assert rest
+    behind = Detokenizer(tokenizer, frozenset(), after=(first,))
+    ids = tokenizer.encode("ok", add_special_tokens=False).ids
+    assert "".join(map(behind.push, ids)) == "ok"
