@@ -6,14 +6,13 @@ again. Knows no loader, no HTTP and no state of the server.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from app.channel import Channel
 from app.child import Child
+from app.kept_child import KeptChild
 from app.messages import (
     BindArena,
     ConvertedTokenizer,
@@ -27,10 +26,6 @@ from app.messages import (
 )
 from streaming.errors import ErrorReport
 from streaming.messages import PhaseTimed
-
-logger = logging.getLogger(__name__)
-
-_MAX_RESTARTS = 3
 
 
 class EngineEvents(Protocol):
@@ -68,49 +63,42 @@ class EngineHost:
     """
 
     def __init__(self, child: Child, respawn: Callable[[], Child], events: EngineEvents):
-        self._respawn = respawn
         self._events = events
-        self._restarts = 0
-        self._done = False
         self._convert: ConvertTokenizer | None = None
         self._bind: tuple[BindArena, int] | None = None
         self._landed: WeightsLanded | None = None
-        self._watch(child)
+        self._engine = KeptChild(
+            child,
+            FromEngine,
+            respawn=respawn,
+            on_message=self._receive,
+            on_replaced=self._repeat,
+            on_lost=events.failed,
+            on_error=events.broken,
+        )
 
     def convert_tokenizer(self, files: dict[str, bytes]) -> None:
         """Have transformers make a tokenizer.json of `files`."""
         self._convert = ConvertTokenizer(files)
-        self._channel.send(self._convert)
+        self._engine.send(self._convert)
 
     def bind(self, message: BindArena, arena_fd: int) -> None:
         """Hand over addresses, whose bytes may not have arrived."""
         self._bind = message, arena_fd
-        self._channel.send(message, [arena_fd])
+        self._engine.send(message, [arena_fd])
 
     def weights_landed(self, message: WeightsLanded) -> None:
         """The bytes have arrived."""
         self._landed = message
-        self._channel.send(message)
+        self._engine.send(message)
 
     def send(self, message: msgspec.Struct) -> None:
         """Submit or abort a sequence."""
-        self._channel.send(message)
+        self._engine.send(message)
 
     def close(self) -> None:
         """End the engine."""
-        self._done = True
-        self._channel.close()
-        self._child.kill()
-
-    def _watch(self, child: Child) -> None:
-        self._child = child
-        self._channel = Channel(
-            child,
-            FromEngine,
-            on_message=self._receive,
-            on_closed=self._closed,
-            on_error=self._events.broken,
-        )
+        self._engine.close()
 
     def _receive(self, message: FromEngine, _fds: list[int]) -> None:
         match message:
@@ -124,31 +112,17 @@ class EngineHost:
             case StepOutput() | RequestFailed():
                 self._events.engine_output(message)
             case EngineFailed(error=error):
-                self._done = True
+                self._engine.retire()
                 self._events.failed(error)
-
-    def _closed(self) -> None:
-        self._child.kill()
-        if self._done:
-            return
-        if self._restarts == _MAX_RESTARTS:
-            self._done = True
-            message = f"the engine died {_MAX_RESTARTS + 1} times: see its messages above"
-            self._events.failed(ErrorReport("EngineLost", message, 6))
-            return
-        self._restarts += 1
-        logger.warning("the engine died (exit %s): restarting it on the same arena", self._child.process.returncode)
-        self._events.engine_lost("the engine died during this request")
-        self._watch(self._respawn())
-        self._repeat()
 
     def _repeat(self) -> None:
         """Tell a new engine what the dead one had been told."""
+        self._events.engine_lost("the engine died during this request")
         if self._convert is not None:
-            self._channel.send(self._convert)
+            self._engine.send(self._convert)
         if self._bind is not None:
             message, arena_fd = self._bind
-            origin = msgspec.structs.replace(message.origin, generation=self._restarts)
-            self._channel.send(msgspec.structs.replace(message, origin=origin), [arena_fd])
+            origin = msgspec.structs.replace(message.origin, generation=self._engine.restarts)
+            self._engine.send(msgspec.structs.replace(message, origin=origin), [arena_fd])
         if self._landed is not None:
-            self._channel.send(self._landed)
+            self._engine.send(self._landed)

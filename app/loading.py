@@ -12,8 +12,8 @@ from typing import Protocol
 
 import msgspec
 
-from app.channel import Channel
 from app.child import Child
+from app.kept_child import KeptChild
 from streaming.errors import ErrorReport
 from streaming.messages import (
     Described,
@@ -31,8 +31,6 @@ from streaming.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-_MAX_RESTARTS = 3
 
 
 class LoadEvents(Protocol):
@@ -72,34 +70,27 @@ class Loading:
 
     def __init__(self, child: Child, request: LoadRequest, respawn: Callable[[], Child], events: LoadEvents):
         self._request = request
-        self._respawn = respawn
         self._events = events
-        self._restarts = 0
         self._plan: Plan | None = None
         self._arena_fd: int | None = None
         self._left: dict[int, int] = {}
-        self._done = False
-        self._watch(child)
+        self._loader = KeptChild(
+            child,
+            FromLoader,
+            respawn=respawn,
+            on_message=self._receive,
+            on_replaced=self._resume,
+            on_lost=events.failed,
+            on_error=events.broken,
+        )
 
     def lay_out(self, layout: Layout) -> None:
         """Answer `described`."""
-        self._channel.send(layout)
+        self._loader.send(layout)
 
     def close(self) -> None:
         """End the loader, if it still runs."""
-        self._done = True
-        self._channel.close()
-        self._child.kill()
-
-    def _watch(self, child: Child) -> None:
-        self._child = child
-        self._channel = Channel(
-            child,
-            FromLoader,
-            on_message=self._receive,
-            on_closed=self._closed,
-            on_error=self._events.broken,
-        )
+        self._loader.close()
 
     def _receive(self, message: FromLoader, fds: list[int]) -> None:
         match message:
@@ -115,36 +106,19 @@ class Loading:
                 self._events.progressed(sum(self._left.pop(chunk_id) for chunk_id in chunk_ids))
             case Landed(report=report):
                 assert self._plan is not None  # it was planned before it landed
-                self._done = True
+                self._loader.retire()
                 self._events.landed(self._plan, report)
             case LoadFailed(error=error):
-                self._done = True
+                self._loader.retire()
                 self._events.failed(error)
 
-    def _closed(self) -> None:
-        self._child.kill()
-        if self._done:
-            return
-        if self._restarts == _MAX_RESTARTS:
-            self._done = True
-            message = f"the loader died {_MAX_RESTARTS + 1} times: see its messages above"
-            self._events.failed(ErrorReport("LoaderLost", message, 6))
-            return
-        self._restarts += 1
-        self._resume()
-
     def _resume(self) -> None:
-        """Start another loader on the same arena, for what has not landed."""
-        logger.warning(
-            "the loader died (exit %s): restarting it for the %d chunks that have not landed",
-            self._child.process.returncode,
-            len(self._left),
-        )
+        """Have a new loader fetch what the dead one had not landed, into the same arena."""
+        logger.warning("restarting the load for the %d chunks that have not landed", len(self._left))
         request, fds = self._request, []
         if self._plan is not None and self._arena_fd is not None:
             landed = tuple(chunk.chunk_id for chunk in self._plan.chunks if chunk.chunk_id not in self._left)
-            origin = msgspec.structs.replace(request.origin, generation=self._restarts)
+            origin = msgspec.structs.replace(request.origin, generation=self._loader.restarts)
             request = msgspec.structs.replace(request, origin=origin, resume=Resume(self._plan, landed))
             fds = [self._arena_fd]
-        self._watch(self._respawn())
-        self._channel.send(request, fds)
+        self._loader.send(request, fds)

@@ -63,7 +63,7 @@ def test_kill_9_of_the_loader_mid_load(demo_model_dir, tmp_path):
         log = server.log()
         total = server.health()[1]["bytes_total"]
     assert "Paris" in answer["choices"][0]["text"]
-    assert log.count("restarting it for the") == 1
+    assert log.count("restarting the load for the") == 1
     assert f"shards, {total} bytes, {source.url} -> cpu" in log
     # Twice over the wire: at most what every lane had in flight when the loader died.
     assert total <= weight_bytes(source) <= total + lanes * chunk_bytes

@@ -40,14 +40,7 @@ def test_the_flip_over_a_throttled_source(demo_model_dir, tmp_path):
         first = server.complete("The capital of France is", max_tokens=5)
         log = server.log()
 
-    loading = [health for status, health in seen if health["state"] == "loading"]
-    landed = [health["bytes_landed"] for health in loading]
-    assert len(loading) >= 5
-    assert landed == sorted(landed)
-    assert landed[-1] > landed[0]
-    assert all(health["bytes_total"] == loading[0]["bytes_total"] <= total_bytes for health in loading)
-    assert all(status == (200 if health["state"] == "ready" else 503) for status, health in seen)
-    assert seen[-1][0] == 200
+    _check_probes(seen, total_bytes)
     assert refusals
     assert {answer.status_code for answer in refusals} == {503}
     assert all(1 <= int(answer.headers["retry-after"]) <= 120 for answer in refusals)
@@ -55,7 +48,19 @@ def test_the_flip_over_a_throttled_source(demo_model_dir, tmp_path):
     assert log.index("parameters on meta") < log.index("parameters bound") < log.index("ready: LlamaForCausalLM")
     line = re.search(r"streamed (\d+) tensors in 2 shards, (\d+) bytes, (\S+) -> cpu in [\d.]+ s \([\d.]+ GB/s\)", log)
     assert line is not None
-    assert (int(line[1]), int(line[2]), line[3]) == (272, loading[0]["bytes_total"], source.url)
+    assert (int(line[1]), int(line[2]), line[3]) == (272, seen[-1][1]["bytes_total"], source.url)
+
+
+def _check_probes(seen, total_bytes):
+    """Bytes rise while it loads, and only READY is a 200."""
+    loading = [health for _, health in seen if health["state"] == "loading"]
+    landed = [health["bytes_landed"] for health in loading]
+    assert len(loading) >= 5
+    assert landed == sorted(landed)
+    assert landed[-1] > landed[0]
+    assert all(health["bytes_total"] == loading[0]["bytes_total"] <= total_bytes for health in loading)
+    assert all(status == (200 if health["state"] == "ready" else 503) for status, health in seen)
+    assert seen[-1][0] == 200
 
 
 def test_parameters_are_on_meta_before_their_bytes_exist(demo_model_dir, tmp_path):
