@@ -35,7 +35,7 @@ from streaming.messages import (
     ToLoader,
 )
 from streaming.plan import plan_load
-from streaming.process import die_with_parent, give_way
+from streaming.process import die_with_parent, give_way, return_large_blocks
 from streaming.source import Source, open_source
 from streaming.wire import Connection, ConnectionClosed
 
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
     fd, parent_pid = map(int, arguments)
     die_with_parent(parent_pid)
     give_way()
+    return_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     server: Server = Connection(socket.socket(fileno=fd), ToLoader)
     server.send(PhaseTimed(name="loader.spawn", start_s=exec_time_s(), end_s=boottime_s()))

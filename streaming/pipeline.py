@@ -1,7 +1,7 @@
 """The overlapped pipeline: lanes that fetch chunks and land them. The only threads of the loader.
 
 Takes a source, chunks and an arena; reports each landed chunk. Knows no checkpoint and no message. Host
-memory is one chunk per lane (and a piece of it while it is cast), whatever the model's size.
+memory is at most two chunks per lane (the source joins a body's pieces), whatever the model's size.
 """
 
 from __future__ import annotations
