@@ -42,7 +42,7 @@ class LoadEvents(Protocol):
     def described(self, described: Described) -> None:
         """The headers are known; `Loading.lay_out` is waited for."""
 
-    def planned(self, plan: Plan, arena_fd: int) -> None:
+    def planned(self, plan: Plan, arena_fd: int, planned_s: float) -> None:
         """Addresses exist; their bytes do not."""
 
     def progressed(self, nbytes: int) -> None:
@@ -98,10 +98,10 @@ class Loading:
                 self._events.phase(message)
             case Described():
                 self._events.described(message)
-            case Planned(plan=plan):
+            case Planned(plan=plan, planned_s=planned_s):
                 self._plan, self._arena_fd = plan, fds[0]
                 self._left = {chunk.chunk_id: chunk.end - chunk.start for chunk in plan.chunks}
-                self._events.planned(plan, fds[0])
+                self._events.planned(plan, fds[0], planned_s)
             case LandedChunks(chunk_ids=chunk_ids):
                 self._events.progressed(sum(self._left.pop(chunk_id) for chunk_id in chunk_ids))
             case Landed(report=report):

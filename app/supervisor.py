@@ -116,11 +116,11 @@ class Supervisor:
         self._files = {**self._files, TOKENIZER: tokenizer_json}
         self._read_text()
 
-    def planned(self, plan: Plan, arena_fd: int) -> None:
+    def planned(self, plan: Plan, arena_fd: int, planned_s: float) -> None:
         """Give the engine its addresses while their bytes are on the way."""
         total_bytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
-        self._planned_s = boottime_s()
-        self._service.lifecycle.progress = Progress(total_bytes, start_s=self._planned_s)
+        self._planned_s = planned_s
+        self._service.lifecycle.progress = Progress(total_bytes, start_s=planned_s)
         self._service.lifecycle.advance(State.LOADING, "streaming weights")
         bind = BindArena(
             origin=self._request.origin,

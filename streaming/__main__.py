@@ -85,9 +85,10 @@ def _begin(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, 
     plan = plan_load(found.entries, found.versions, layout, chunk_bytes=request.pipeline.chunk_bytes)
     planned_s = boottime_s()
     arena = HostArena.create(plan.arena_bytes)
-    server.send(Planned(origin=request.origin, plan=plan), [arena.fd])
+    arena_s = boottime_s()
+    server.send(Planned(origin=request.origin, plan=plan, planned_s=arena_s), [arena.fd])
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=planned_s))
-    server.send(PhaseTimed(name="arena", start_s=planned_s, end_s=boottime_s()))
+    server.send(PhaseTimed(name="arena", start_s=planned_s, end_s=arena_s))
     return plan, arena
 
 

@@ -162,10 +162,11 @@ class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The plan; the arena's fd travels with it."""
+    """The plan, and when the first byte of it will be asked for (CLOCK_BOOTTIME); the arena's fd travels with it."""
 
     origin: Origin
     plan: Plan
+    planned_s: float
 
 
 class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):

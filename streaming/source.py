@@ -92,13 +92,16 @@ class Source:
         with self._translated(name):
             try:
                 result = obstore.get(self._store, name, options={"range": (0, nbytes)})
-            except obstore_errors.BaseError:
-                # No range of an empty blob can be satisfied; any other failure repeats itself here.
-                if obstore.head(self._store, name)["size"] > 0:
+            except obstore_errors.BaseError as error:
+                # No range of an empty blob can be satisfied.
+                if not self._may_be_empty(error) or obstore.head(self._store, name)["size"] > 0:
                     raise
                 result = obstore.get(self._store, name)
             meta = result.meta
             return Prefix(result.bytes(), _version(name, meta))
+
+    def _may_be_empty(self, error: Exception) -> bool:
+        return isinstance(self.location, FileLocation) or _status(error) == "416"
 
     def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """Bytes `[start, end)` of exactly this version of the blob.
@@ -125,7 +128,11 @@ class Source:
         return data
 
     def _check_version(self, version: BlobVersion, meta: Any) -> None:
-        if _version(version.name, meta) != version:
+        found = _version(version.name, meta)
+        # Where an ETag decides, the date need not agree: replicas of a web server may each have their own.
+        if (found.size_bytes, found.etag) != (version.size_bytes, version.etag) or (
+            not version.is_pinned and found != version
+        ):
             raise self._changed(version.name)
 
     def _changed(self, name: str) -> BlobChanged:
@@ -152,8 +159,7 @@ class Source:
 
     def _by_status(self, name: str, where: str, error: Exception) -> SourceError:
         """What obstore has no class for, told by the status that its message quotes."""
-        found = _STATUS.search(str(error))
-        match found and found[1]:
+        match _status(error):
             case "401" | "403":
                 return self._denied(name)
             case "404":
@@ -170,6 +176,11 @@ class Source:
         return AccessDenied(f"{self.location}/{name}: access denied: the credential needs {needs}")
 
 
+def _status(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found[1] if found else None
+
+
 def _version(name: str, meta: Any) -> BlobVersion:
     return BlobVersion(name, meta["size"], meta.get("e_tag"), meta["last_modified"].timestamp())
 
@@ -184,7 +195,7 @@ def open_source(uri: str, options: SourceOptions) -> Source:
         location = parse(uri, options.azure)
         return Source(location, _open_store(location, options))
     except (obstore_errors.BaseError, ValueError) as error:
-        raise SourceError(f"{uri}: the source cannot be opened: {_cause(error)}") from error
+        raise SourceError(f"{uri.partition('?')[0]}: the source cannot be opened: {_cause(error)}") from error
 
 
 def _open_store(location: Location, options: SourceOptions) -> Any:

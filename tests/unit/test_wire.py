@@ -50,7 +50,7 @@ def test_a_descriptor_arrives_with_its_own_message(pair):
     sender = Connection(theirs, FromLoader)
     read_end, write_end = os.pipe()
     sender.send(landed(1))
-    sender.send(Planned(origin=ORIGIN, plan=Plan(0, {}, (), ())), [write_end])
+    sender.send(Planned(origin=ORIGIN, plan=Plan(0, {}, (), ()), planned_s=0.0), [write_end])
     sender.send(landed(2))
     os.close(write_end)
     received = [connection.recv() for _ in range(3)]
