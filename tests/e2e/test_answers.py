@@ -67,7 +67,9 @@ def test_two_streams_interleave_token_by_token(server: Server):
     arrivals: list[str] = []
 
     def read(name: str) -> None:
-        body = {"model": "m", "prompt": "Count: 1 2 3", "max_tokens": 60, "ignore_eos": True, "stream": True}
+        # Greedy, so that every token is text of its own: a drawn one may be half a character, which shows later.
+        body = {"model": "m", "prompt": "Count: 1 2 3", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+        body["stream"] = True
         with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as stream:
             arrivals.extend(name for line in stream.iter_lines() if line.startswith("data: {"))
 
