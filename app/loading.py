@@ -100,7 +100,7 @@ class Loading:
                 self._events.described(message)
             case Planned(plan=plan, planned_s=planned_s):
                 self._plan, self._arena_fd = plan, fds[0]
-                self._left = {chunk.chunk_id: chunk.end - chunk.start for chunk in plan.chunks}
+                self._left = {chunk.chunk_id: chunk.nbytes for chunk in plan.chunks}
                 self._events.planned(plan, fds[0], planned_s)
             case LandedChunks(chunk_ids=chunk_ids):
                 self._events.progressed(sum(self._left.pop(chunk_id) for chunk_id in chunk_ids))

@@ -118,9 +118,8 @@ class Supervisor:
 
     def planned(self, plan: Plan, arena_fd: int, planned_s: float) -> None:
         """Give the engine its addresses while their bytes are on the way."""
-        total_bytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
         self._planned_s = planned_s
-        self._service.lifecycle.progress = Progress(total_bytes, start_s=planned_s)
+        self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
         self._service.lifecycle.advance(State.LOADING, "streaming weights")
         bind = BindArena(
             origin=self._request.origin,
@@ -142,17 +141,16 @@ class Supervisor:
         ledger.milestone("artifact_fetch_end", report.fetched_s)
         ledger.milestone("host_staging_complete", report.landed_s)
         assert self._model is not None  # nothing is planned without one
-        nbytes = sum(chunk.end - chunk.start for chunk in plan.chunks)
         seconds = report.landed_s - self._planned_s
         logger.info(
             "streamed %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
             len(self._model.tensors),
             len(plan.versions),
-            nbytes,
+            plan.fetch_bytes,
             self._request.uri,
             self._wishes.engine.device,
             seconds,
-            nbytes / max(seconds, 1e-9) / 1e9,
+            plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
         )
         self._weights_landed = True
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.probing import Prober, get_status
+from streaming.clock import exec_time_s
 from streaming.options import AzureOptions, SourceOptions
 from streaming.upload import push
-from tests.coldstream import Server, exec_time_s, serving, wait_for
+from tests.coldstream import Server, serving, wait_for
 from tools.azurite import azurite
 from tools.blob_server import BlobServer
 from tools.demo_model import ensure_demo_model

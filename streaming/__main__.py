@@ -106,7 +106,7 @@ def _land(
     fetched_s = pipeline.land(source, left, plan.versions, arena, lanes=request.pipeline.lanes, on_landed=on_landed)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    fetched_bytes = sum(chunk.end - chunk.start for chunk in left)
+    fetched_bytes = sum(chunk.nbytes for chunk in left)
     report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s)
     server.send(Landed(origin=request.origin, report=report))
 

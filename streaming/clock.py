@@ -14,8 +14,8 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def exec_time_s() -> float:
-    """When the kernel started this process (field 22 of /proc/self/stat; a grain of 10 ms)."""
-    with open("/proc/self/stat", encoding="ascii") as stat:  # noqa: PTH123 - pathlib costs 10 ms of import
+def exec_time_s(pid: int | str = "self") -> float:
+    """When the kernel started a process (field 22 of /proc/PID/stat; a grain of 10 ms)."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - pathlib costs 10 ms of import
         after_name = stat.read().rpartition(")")[2].split()
     return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

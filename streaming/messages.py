@@ -112,6 +112,11 @@ class Chunk(msgspec.Struct, frozen=True):
     end: int
     segments: tuple[Segment, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the read fetches."""
+        return self.end - self.start
+
 
 class Plan(msgspec.Struct, frozen=True):
     """Every address and every read of one rank's load.
@@ -125,6 +130,11 @@ class Plan(msgspec.Struct, frozen=True):
     versions: tuple[BlobVersion, ...]
     rank: int = 0
     ranks: int = 1
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes that all its reads fetch."""
+        return sum(chunk.nbytes for chunk in self.chunks)
 
 
 class Resume(msgspec.Struct, frozen=True):

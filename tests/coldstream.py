@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import httpx
 import psutil
 
 from tools.child import running
+from tools.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,13 +94,6 @@ def wait_for(condition: Any, timeout_s: float = 30) -> Any:
     return value
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def runs(process: psutil.Process, module: str) -> bool:
     """Whether a process runs `python -m module`."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -127,9 +120,3 @@ def alive(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
-
-
-def exec_time_s(pid: int) -> float:
-    """When the kernel started a process, in seconds of CLOCK_BOOTTIME."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(after_name[19]) / os.sysconf("SC_CLK_TCK")

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from tools.azurite import Azurite, AzuriteError, azurite
 from tools.child import last_line, running
 from tools.demo_model import DemoModelError, ensure_demo_model
 from tools.ledger_table import ledger_lines
+from tools.ports import free_port
 
 _URI = "az://models/smollm2-135m-instruct"
 _QUESTION = "What is the capital of France?"
@@ -82,7 +82,7 @@ def _push(folder: Path, service: Azurite) -> None:
 
 @contextlib.contextmanager
 def _serving(service: Azurite, log_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    port = _free_port()
+    port = free_port()
     command = ["serve", _URI, "--host", "127.0.0.1", "--port", str(port)]
     _say(f"coldstream {' '.join(command)}")
     with (
@@ -181,13 +181,6 @@ def _keep_serving(process: subprocess.Popen[bytes], client: httpx.Client, model:
     print(f"  curl {client.base_url.join('/v1/chat/completions')} -H 'content-type: application/json' -d '{body}'\n")
     code = process.wait()
     raise DemoError(f"the server exited with code {code}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _say(text: str) -> None:

@@ -8,8 +8,8 @@ import time
 import httpx
 import pytest
 
-from streaming.clock import boottime_s
-from tests.coldstream import exec_time_s, serving, wait_for
+from streaming.clock import boottime_s, exec_time_s
+from tests.coldstream import serving, wait_for
 from tools.blob_server import BlobServer
 
 

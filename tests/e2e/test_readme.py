@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.coldstream import ROOT, free_port, wait_for
+from tests.coldstream import ROOT, wait_for
 from tools.child import running
+from tools.ports import free_port
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

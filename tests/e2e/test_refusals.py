@@ -12,9 +12,10 @@ import sys
 import httpx
 import pytest
 
-from tests.coldstream import children_of, free_port, serving, wait_for
+from tests.coldstream import children_of, serving, wait_for
 from tests.unit.checkpoints import write_checkpoint
 from tools.blob_server import BlobServer
+from tools.ports import free_port
 
 
 def coldstream(*arguments, environ=None):
