@@ -56,10 +56,12 @@ def serve(settings: Settings) -> int:
     from streaming.messages import LoadRequest, Origin, PhaseTimed
     from streaming.wire import encode
 
-    arguments = {"app.engine": (settings.observability.log_level,)}
+    device = settings.device
+    arguments = {"app.engine": (settings.observability.log_level, device.kind)}
+    environ = device.environment(os.environ)
 
     def spawn(module: str) -> child.Child:
-        return child.spawn(module, os.environ, *arguments.get(module, ()))
+        return child.spawn(module, environ, *arguments.get(module, ()))
 
     loader = spawn("streaming")
     engine = spawn("app.engine")
@@ -68,6 +70,7 @@ def serve(settings: Settings) -> int:
         uri=settings.model.uri,
         source=settings.storage.source_options(),
         pipeline=settings.storage.pipeline_options(),
+        destination=settings.destination_options(),
     )
     with contextlib.suppress(BrokenPipeError):  # a loader that died at once is noticed and replaced later
         loader.sock.sendall(encode(request))

@@ -25,7 +25,7 @@ from app.messages import (
     WeightsLanded,
 )
 from streaming.errors import ErrorReport
-from streaming.messages import PhaseTimed
+from streaming.messages import FellBack, PhaseTimed
 
 
 class EngineEvents(Protocol):
@@ -33,6 +33,9 @@ class EngineEvents(Protocol):
 
     def phase(self, phase: PhaseTimed) -> None:
         """A phase of the startup has ended."""
+
+    def fell_back(self, fallback: FellBack) -> None:
+        """Something was not to be had, and replaced."""
 
     def converted(self, tokenizer_json: bytes) -> None:
         """The answer to `EngineHost.convert_tokenizer`."""
@@ -104,6 +107,8 @@ class EngineHost:
         match message:
             case PhaseTimed():
                 self._events.phase(message)
+            case FellBack():
+                self._events.fell_back(message)
             case ConvertedTokenizer(tokenizer_json=tokenizer_json):
                 self._convert = None
                 self._events.converted(tokenizer_json)

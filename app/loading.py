@@ -16,7 +16,9 @@ from app.child import Child
 from app.kept_child import KeptChild
 from streaming.errors import ErrorReport
 from streaming.messages import (
+    ArenaMemory,
     Described,
+    FellBack,
     FromLoader,
     Landed,
     LandedChunks,
@@ -42,8 +44,11 @@ class LoadEvents(Protocol):
     def described(self, described: Described) -> None:
         """The headers are known; `Loading.lay_out` is waited for."""
 
-    def planned(self, plan: Plan, arena_fd: int, planned_s: float) -> None:
+    def planned(self, planned: Planned, arena_fd: int) -> None:
         """Addresses exist; their bytes do not."""
+
+    def fell_back(self, fallback: FellBack) -> None:
+        """Something was not to be had, and replaced."""
 
     def progressed(self, nbytes: int) -> None:
         """So many more bytes are at their addresses."""
@@ -72,7 +77,7 @@ class Loading:
         self._request = request
         self._events = events
         self._plan: Plan | None = None
-        self._arena_fd: int | None = None
+        self._arena: tuple[int, ArenaMemory] | None = None
         self._left: dict[int, int] = {}
         self._loader = KeptChild(
             child,
@@ -98,10 +103,12 @@ class Loading:
                 self._events.phase(message)
             case Described():
                 self._events.described(message)
-            case Planned(plan=plan, planned_s=planned_s):
-                self._plan, self._arena_fd = plan, fds[0]
+            case Planned(plan=plan, memory=memory):
+                self._plan, self._arena = plan, (fds[0], memory)
                 self._left = {chunk.chunk_id: chunk.nbytes for chunk in plan.chunks}
-                self._events.planned(plan, fds[0], planned_s)
+                self._events.planned(message, fds[0])
+            case FellBack():
+                self._events.fell_back(message)
             case LandedChunks(chunk_ids=chunk_ids):
                 self._events.progressed(sum(self._left.pop(chunk_id) for chunk_id in chunk_ids))
             case Landed(report=report):
@@ -116,9 +123,10 @@ class Loading:
         """Have a new loader fetch what the dead one had not landed, into the same arena."""
         logger.warning("restarting the load for the %d chunks that have not landed", len(self._left))
         request, fds = self._request, []
-        if self._plan is not None and self._arena_fd is not None:
+        if self._plan is not None and self._arena is not None:
+            fd, memory = self._arena
             landed = tuple(chunk.chunk_id for chunk in self._plan.chunks if chunk.chunk_id not in self._left)
             origin = msgspec.structs.replace(request.origin, generation=self._loader.restarts)
-            request = msgspec.structs.replace(request, origin=origin, resume=Resume(self._plan, landed))
-            fds = [self._arena_fd]
+            request = msgspec.structs.replace(request, origin=origin, resume=Resume(self._plan, memory, landed))
+            fds = [fd]
         self._loader.send(request, fds)

@@ -4,7 +4,7 @@
       ConvertTokenizer            ->           only where the checkpoint has no tokenizer.json
                                   <-  ConvertedTokenizer
       BindArena (+ arena fd)      ->           addresses; their bytes may not have arrived
-                                  <-  PhaseTimed ...
+                                  <-  PhaseTimed ..., FellBack ...
       WeightsLanded               ->           now they have
                                   <-  EngineReady | EngineFailed
       Submit, Abort ...           ->
@@ -18,13 +18,19 @@ from __future__ import annotations
 import msgspec
 
 from streaming.errors import ErrorReport
-from streaming.messages import Extent, Origin, PhaseTimed
+from streaming.messages import ArenaMemory, Extent, FellBack, Origin, PhaseTimed
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How the engine runs. `max_model_len_tokens` None means the model's own limit."""
+    """How the engine runs. `max_model_len_tokens` None means the model's own limit.
+
+    `device` is "cpu" or "cuda"; of the GPU's memory, `gpu_memory_utilization` is the share that weights and KV
+    cache may fill together.
+    """
 
     device: str = "cpu"
+    host_fallback: bool = True
+    gpu_memory_utilization: float = 0.9
     max_model_len_tokens: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -60,7 +66,7 @@ class BindArena(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     origin: Origin
     config: bytes
     extents: dict[str, Extent]
-    arena_bytes: int
+    memory: ArenaMemory
     options: EngineOptions
 
 
@@ -125,4 +131,4 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine = ConvertTokenizer | BindArena | WeightsLanded | Submit | Abort
-FromEngine = ConvertedTokenizer | PhaseTimed | EngineReady | StepOutput | RequestFailed | EngineFailed
+FromEngine = ConvertedTokenizer | PhaseTimed | FellBack | EngineReady | StepOutput | RequestFailed | EngineFailed

@@ -34,6 +34,7 @@ class Family(NamedTuple):
     required: tuple[str, ...]
     tensors: Callable[[Config], list[TensorSpec]]
     groups: Callable[[Config], tuple[Group, ...]]
+    kv_elements_per_token: Callable[[Config], int]
     ignores: Callable[[str, Config], bool]
     contradiction: Callable[[Config], str]
 
@@ -166,9 +167,8 @@ def _llama_tensors(config: Config) -> list[TensorSpec]:
 
 def _llama_layer(config: Config, prefix: str) -> Iterator[TensorSpec]:
     hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim, kv = _llama_heads(config)
     q = heads * head_dim
-    kv = (config.get("num_key_value_heads") or heads) * head_dim
     projections = (
         ("self_attn.q_proj", (q, hidden), "attention_bias"),
         ("self_attn.k_proj", (kv, hidden), "attention_bias"),
@@ -184,6 +184,18 @@ def _llama_layer(config: Config, prefix: str) -> Iterator[TensorSpec]:
             yield TensorSpec(f"{prefix}.{name}.bias", shape[:1])
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield TensorSpec(f"{prefix}.{name}.weight", (hidden,))
+
+
+def _llama_heads(config: Config) -> tuple[int, int]:
+    """Channels of one head, and of all key heads together."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return head_dim, int((config.get("num_key_value_heads") or heads) * head_dim)
+
+
+def _llama_kv_elements(config: Config) -> int:
+    """Keys and values of one token in every layer."""
+    return 2 * int(config["num_hidden_layers"]) * _llama_heads(config)[1]
 
 
 _FUSED = (
@@ -234,6 +246,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         tensors=_llama_tensors,
         groups=_llama_groups,
+        kv_elements_per_token=_llama_kv_elements,
         ignores=_llama_ignores,
         contradiction=_llama_contradiction,
     )

@@ -34,10 +34,11 @@ class SupportedModel:
     tensors: tuple[TensorLayout, ...]
     groups: tuple[Group, ...]
     weights_bytes: int
+    kv_bytes_per_token: int
 
-    def layout(self, origin: Origin) -> Layout:
-        """What the loader needs to know of this model."""
-        return Layout(origin=origin, tensors=self.tensors, groups=self.groups)
+    def layout(self, origin: Origin, reserve_bytes: int = 0) -> Layout:
+        """What the loader needs to know of this model; `reserve_bytes` are kept free beside it."""
+        return Layout(origin=origin, tensors=self.tensors, groups=self.groups, reserve_bytes=reserve_bytes)
 
 
 def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str = "auto") -> SupportedModel:
@@ -66,6 +67,7 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
         vocab_size=config["vocab_size"],
         tensors=tensors,
         groups=family.groups(config),
+        kv_bytes_per_token=family.kv_elements_per_token(config) * BITS[stored] // 8,
         weights_bytes=sum(math.prod(spec.shape) * BITS[stored] // 8 for spec in wanted),
     )
 

@@ -22,7 +22,7 @@ from app.model_support import SupportedModel, support
 from app.service import ServedModel, Service
 from streaming.clock import boottime_s
 from streaming.errors import CheckpointError, ErrorReport, ModelUnsupported, StreamingError, report
-from streaming.messages import BlobVersion, Described, LoadReport, LoadRequest, PhaseTimed, Plan
+from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
+# A server that cannot hold one sequence of this length is of no use to anybody.
+_USEFUL_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Supervisor:
             return
         _warn_of_unpinned(described.versions)
         self._files = described.files
-        self._loading.lay_out(self._model.layout(described.origin))
+        self._loading.lay_out(self._model.layout(described.origin, self._least_cache_bytes(self._model)))
         if TOKENIZER in self._files:
             self._read_text()
         else:
@@ -116,8 +118,9 @@ class Supervisor:
         self._files = {**self._files, TOKENIZER: tokenizer_json}
         self._read_text()
 
-    def planned(self, plan: Plan, arena_fd: int, planned_s: float) -> None:
+    def planned(self, planned: Planned, arena_fd: int) -> None:
         """Give the engine its addresses while their bytes are on the way."""
+        plan, planned_s = planned.plan, planned.planned_s
         self._planned_s = planned_s
         self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
         self._service.lifecycle.advance(State.LOADING, "streaming weights")
@@ -125,10 +128,15 @@ class Supervisor:
             origin=self._request.origin,
             config=self._files["config.json"],
             extents=plan.extents,
-            arena_bytes=plan.arena_bytes,
+            memory=planned.memory,
             options=self._wishes.engine,
         )
         self._engine.bind(bind, arena_fd)
+
+    def fell_back(self, fallback: FellBack) -> None:
+        """Never silently: log why, and count it."""
+        logger.warning("fell back to %s: %s", fallback.what, fallback.reason)
+        self._service.ledger.fallback(fallback.what, fallback.reason)
 
     def progressed(self, nbytes: int) -> None:
         """Count landed bytes."""
@@ -214,6 +222,12 @@ class Supervisor:
             raise ModelUnsupported(
                 f"--max-model-len {length_tokens} is more than the model's {model.max_model_len_tokens} tokens"
             )
+
+    def _least_cache_bytes(self, model: SupportedModel) -> int:
+        """What must be left beside the weights: the cache that was asked for, or one useful sequence."""
+        engine = self._wishes.engine
+        length_tokens = engine.max_model_len_tokens or min(model.max_model_len_tokens, _USEFUL_TOKENS)
+        return engine.kv_cache_bytes or length_tokens * model.kv_bytes_per_token
 
     def _read_text(self) -> None:
         task = asyncio.create_task(self._build_text())

@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from streaming import pipeline
-from streaming.arena import HostArena
+from streaming.arena import Arena
 from streaming.clock import boottime_s, exec_time_s
-from streaming.describe import describe
+from streaming.destination import Destination
 from streaming.errors import StreamingError
 from streaming.errors import report as error_report
 from streaming.messages import (
@@ -36,8 +36,10 @@ from streaming.messages import (
 )
 from streaming.plan import plan_load
 from streaming.process import die_with_parent, give_way, return_large_blocks
-from streaming.source import Source, open_source
 from streaming.wire import Connection, ConnectionClosed
+
+if TYPE_CHECKING:
+    from streaming.source import Source
 
 Server = Connection[ToLoader]
 
@@ -60,12 +62,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
+    destination = Destination(request.destination, request.pipeline.chunk_bytes, server.send)
     try:
+        # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
+        from streaming.source import open_source
+
         source = open_source(request.uri, request.source)
-        if request.resume is None:
-            plan, arena, done = *_begin(server, request, source), frozenset[int]()
+        if (resume := request.resume) is None:
+            plan, arena, done = *_begin(server, request, source, destination), frozenset[int]()
         else:
-            plan, arena, done = request.resume.plan, HostArena(fds[0]), frozenset(request.resume.landed_chunk_ids)
+            arena = destination.reopen(fds[0], resume.memory)
+            plan, done = resume.plan, frozenset(resume.landed_chunk_ids)
         _land(server, request, source, plan, arena, done)
     except StreamingError as error:
         server.send(LoadFailed(origin=request.origin, error=error_report(error)))
@@ -73,8 +80,10 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
     return 0
 
 
-def _begin(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, HostArena]:
+def _begin(server: Server, request: LoadRequest, source: Source, destination: Destination) -> tuple[Plan, Arena]:
     """Describe the checkpoint, let the server lay it out, and make the arena."""
+    from streaming.describe import describe
+
     start_s = boottime_s()
     found = describe(source)
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
@@ -84,23 +93,19 @@ def _begin(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, 
     start_s = boottime_s()
     plan = plan_load(found.entries, found.versions, layout, chunk_bytes=request.pipeline.chunk_bytes)
     planned_s = boottime_s()
-    arena = HostArena.create(plan.arena_bytes)
+    arena = destination.create(plan.arena_bytes, layout.reserve_bytes)
     arena_s = boottime_s()
-    server.send(Planned(origin=request.origin, plan=plan, planned_s=arena_s), [arena.fd])
+    server.send(Planned(origin=request.origin, plan=plan, memory=arena.memory, planned_s=arena_s), [arena.fd])
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=planned_s))
     server.send(PhaseTimed(name="arena", start_s=planned_s, end_s=arena_s))
     return plan, arena
 
 
-def _land(
-    server: Server, request: LoadRequest, source: Source, plan: Plan, arena: HostArena, done: Iterable[int]
-) -> None:
+def _land(server: Server, request: LoadRequest, source: Source, plan: Plan, arena: Arena, done: Iterable[int]) -> None:
     left = [chunk for chunk in plan.chunks if chunk.chunk_id not in done]
-    one_at_a_time = threading.Lock()  # lanes share the socket, and a frame must not be cut by another
 
     def on_landed(chunk: Chunk) -> None:
-        with one_at_a_time:
-            server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
+        server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
     start_s = boottime_s()
     fetched_s = pipeline.land(source, left, plan.versions, arena, lanes=request.pipeline.lanes, on_landed=on_landed)

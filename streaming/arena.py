@@ -7,13 +7,13 @@ fetched chunks and puts their segments at their addresses; it knows no source an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from streaming.cast import cast
 from streaming.errors import DeviceError
 from streaming.host_memory import available_bytes
-from streaming.messages import Chunk, Segment
+from streaming.messages import ArenaMemory, Chunk
 
 # A cast makes a copy or three of its piece, so that a piece bounds what a lane holds beside its chunk.
 _CAST_BYTES = 1 << 20
@@ -36,16 +36,32 @@ class Arena(Protocol):
     """Memory that lanes write into and whose descriptor other processes map."""
 
     fd: int
+    memory: ArenaMemory
 
     def open_lane(self, on_landed: Callable[[Chunk], None]) -> ArenaLane:
         """A lane; `on_landed` is called once a chunk's every byte is at its address."""
 
 
+def stored_pieces(chunk: Chunk, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """A fetched chunk as (arena address, bytes to put there), cast where the layout asks for it."""
+    for segment in chunk.segments:
+        source = data[segment.slot_start : segment.slot_start + segment.slot_nbytes]
+        if segment.source_dtype == segment.stored_dtype:
+            yield segment.arena_start, source
+            continue
+        at = segment.arena_start
+        for start in range(0, len(source), _CAST_BYTES):
+            stored = cast(source[start : start + _CAST_BYTES], segment.source_dtype, segment.stored_dtype)
+            yield at, stored
+            at += len(stored)
+
+
 class HostArena:
     """Anonymous shared memory of the host. `fd` keeps it alive, in whichever process holds it."""
 
-    def __init__(self, fd: int):
+    def __init__(self, fd: int, memory: ArenaMemory):
         self.fd = fd
+        self.memory = memory
 
     @classmethod
     def create(cls, nbytes: int) -> HostArena:
@@ -62,7 +78,7 @@ class HostArena:
             )
         fd = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
         os.ftruncate(fd, nbytes)
-        return cls(fd)
+        return cls(fd, ArenaMemory("host", nbytes))
 
     def open_lane(self, on_landed: Callable[[Chunk], None]) -> ArenaLane:
         """A lane that writes at once: what `land` was given has landed when it returns."""
@@ -77,22 +93,12 @@ class _HostLane:
         self._on_landed = on_landed
 
     def land(self, chunk: Chunk, data: memoryview) -> None:
-        for segment in chunk.segments:
-            self._land_segment(segment, data[segment.slot_start : segment.slot_start + segment.slot_nbytes])
+        for arena_start, piece in stored_pieces(chunk, data):
+            self._write(piece, arena_start)
         self._on_landed(chunk)
 
     def finish(self) -> None:
         """Nothing is ever on its way: every write was synchronous."""
-
-    def _land_segment(self, segment: Segment, data: memoryview) -> None:
-        if segment.source_dtype == segment.stored_dtype:
-            self._write(data, segment.arena_start)
-            return
-        at = segment.arena_start
-        for start in range(0, len(data), _CAST_BYTES):
-            stored = cast(data[start : start + _CAST_BYTES], segment.source_dtype, segment.stored_dtype)
-            self._write(stored, at)
-            at += len(stored)
 
     def _write(self, piece: memoryview, at: int) -> None:
         while piece:

@@ -10,6 +10,7 @@
     ├── CheckpointError        shard, tensor          exit 4
     ├── ModelUnsupported       before any weight is fetched, exit 4
     └── DeviceError            no room, no device     exit 5
+        └── CudaError          a call of the driver   (streaming.cuda_driver)
 
 Every message is one line that says what happened and what to do. An error crosses a process border
 as its class name and that line (`report`), never as a traceback.

@@ -5,6 +5,7 @@
                                 <-  Described  config, metadata files, tensor entries
       Layout                    ->            which tensors to land, in which dtype, beside which
                                 <-  Planned (+ arena fd)
+                                <-  FellBack ...
                                 <-  LandedChunks ...
                                 <-  PhaseTimed ...
                                 <-  Landed | LoadFailed
@@ -18,7 +19,7 @@ from __future__ import annotations
 import msgspec
 
 from streaming.errors import ErrorReport
-from streaming.options import PipelineOptions, SourceOptions
+from streaming.options import DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,10 +138,21 @@ class Plan(msgspec.Struct, frozen=True):
         return sum(chunk.nbytes for chunk in self.chunks)
 
 
+class ArenaMemory(msgspec.Struct, frozen=True):
+    """What the arena's descriptor stands for: `nbytes` of host memory (a memfd) or of the GPU.
+
+    `kind` is "host" or "device". Device memory is rounded up to the driver's granularity.
+    """
+
+    kind: str
+    nbytes: int
+
+
 class Resume(msgspec.Struct, frozen=True):
-    """What a dead loader left behind: its plan and the chunks that had landed."""
+    """What a dead loader left behind: its plan, its arena and the chunks that had landed."""
 
     plan: Plan
+    memory: ArenaMemory
     landed_chunk_ids: tuple[int, ...]
 
 
@@ -151,15 +163,20 @@ class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     uri: str
     source: SourceOptions
     pipeline: PipelineOptions
+    destination: DestinationOptions = DestinationOptions()
     resume: Resume | None = None
 
 
 class Layout(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """What the model wants where. A tensor outside every group is a group of its own."""
+    """What the model wants where. A tensor outside every group is a group of its own.
+
+    `reserve_bytes` of device memory must be left beside the weights: the least KV cache.
+    """
 
     origin: Origin
     tensors: tuple[TensorLayout, ...]
     groups: tuple[Group, ...] = ()
+    reserve_bytes: int = 0
 
 
 class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -176,6 +193,7 @@ class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     origin: Origin
     plan: Plan
+    memory: ArenaMemory
     planned_s: float
 
 
@@ -184,6 +202,13 @@ class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     origin: Origin
     chunk_ids: tuple[int, ...]
+
+
+class FellBack(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Something was not to be had, and what was done instead; the reason is one line."""
+
+    what: str
+    reason: str
 
 
 class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -217,4 +242,4 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 ToLoader = LoadRequest | Layout
-FromLoader = Described | Planned | LandedChunks | PhaseTimed | Landed | LoadFailed
+FromLoader = Described | Planned | FellBack | LandedChunks | PhaseTimed | Landed | LoadFailed

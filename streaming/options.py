@@ -60,3 +60,14 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     lanes: int = 8
     chunk_bytes: int = 16 * MIB
+
+
+class DestinationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which memory the weights land in.
+
+    `device` is "cpu" or "cuda" (the first GPU that the process sees). Without `host_fallback`, device memory
+    that cannot be shared, or staging memory that cannot be pinned, is an error.
+    """
+
+    device: str = "cpu"
+    host_fallback: bool = True

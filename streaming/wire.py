@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -65,17 +66,19 @@ class Connection(Generic[T]):
         self._frame = bytearray()
         self._frame_bytes: int | None = None
         self._fds: list[int] = []
+        self._sending = threading.Lock()
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        """Write one message, blocking until the kernel has taken all of it.
+        """Write one message, blocking until the kernel has taken all of it; from any thread.
 
         Raises:
             ConnectionClosed: Nobody reads any more.
         """
         left = memoryview(encode(message))
-        while left:
-            sent = send_some(self.sock, left, fds)
-            left, fds = left[sent:], ()
+        with self._sending:  # a frame must not be cut by another
+            while left:
+                sent = send_some(self.sock, left, fds)
+                left, fds = left[sent:], ()
 
     def recv(self) -> tuple[T, list[int]]:
         """The next message and its descriptors (close-on-exec), blocking until it is whole.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.child import Child, spawn
 from streaming.errors import ErrorReport
 from streaming.messages import (
+    ArenaMemory,
     Described,
+    FellBack,
     FromLoader,
     Landed,
     LandedChunks,
@@ -26,7 +28,7 @@ from streaming.messages import (
     Resume,
     TensorLayout,
 )
-from streaming.options import PipelineOptions, SourceOptions
+from streaming.options import DestinationOptions, PipelineOptions, SourceOptions
 from streaming.wire import Connection, ConnectionClosed
 
 ORIGIN = Origin(arena_id="test")
@@ -39,6 +41,8 @@ class Load:
     described: Described | None = None
     plan: Plan | None = None
     fd: int | None = None
+    memory: ArenaMemory | None = None
+    fallbacks: list[FellBack] = field(default_factory=list)
     landed_chunk_ids: list[int] = field(default_factory=list)
     report: LoadReport | None = None
     error: ErrorReport | None = None
@@ -64,6 +68,8 @@ def load(
     *,
     source: SourceOptions | None = None,
     pipeline: PipelineOptions | None = None,
+    destination: DestinationOptions | None = None,
+    environ: Mapping[str, str] | None = None,
     layout: Callable[[Described], Layout] = as_stored,
     resume: Load | None = None,
     on_message: Callable[[Child, object], None] = lambda _child, _message: None,
@@ -74,10 +80,11 @@ def load(
         uri=uri,
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
-        resume=Resume(resume.plan, tuple(resume.landed_chunk_ids)) if resume and resume.plan else None,
+        destination=destination or DestinationOptions(),
+        resume=_resume(resume),
     )
-    result = Load(plan=resume.plan, fd=resume.fd, resumed=resume) if resume else Load()
-    child = spawn("streaming", os.environ)
+    result = Load(plan=resume.plan, fd=resume.fd, memory=resume.memory, resumed=resume) if resume else Load()
+    child = spawn("streaming", {**os.environ, **(environ or {})})
     connection: Connection[FromLoader] = Connection(child.sock, FromLoader)
     connection.send(request, [result.fd] if resume and result.fd is not None else [])
     try:
@@ -96,6 +103,13 @@ def load(
     return result
 
 
+def _resume(resume: Load | None) -> Resume | None:
+    """What a loader that goes on with `resume` is told of it."""
+    if resume is None or resume.plan is None or resume.memory is None:
+        return None
+    return Resume(resume.plan, resume.memory, tuple(resume.landed_chunk_ids))
+
+
 def _peak_resident_bytes(pid: int) -> int:
     """The kernel's high-water mark of a process; 0 once it is gone."""
     try:
@@ -110,9 +124,11 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
     match message:
         case Described():
             result.described = message
-        case Planned(plan=plan):
-            result.plan, result.fd = plan, fds[0]
+        case Planned(plan=plan, memory=memory):
+            result.plan, result.fd, result.memory = plan, fds[0], memory
             weakref.finalize(result, os.close, fds[0])
+        case FellBack():
+            result.fallbacks.append(message)
         case LandedChunks(chunk_ids=chunk_ids):
             result.landed_chunk_ids += chunk_ids
         case Landed(report=report):

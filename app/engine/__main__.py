@@ -1,6 +1,6 @@
-"""The engine process: `python -P -m app.engine FD PARENT_PID [LOG_LEVEL]`.
+"""The engine process: `python -P -m app.engine FD PARENT_PID [LOG_LEVEL [DEVICE]]`.
 
-FD is a Unix socket to the server. Whatever can wait is imported after torch's own seconds are on the clock.
+FD is a Unix socket to the server. While torch is imported here, a thread hears what to bind and starts the GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from streaming.process import die_with_parent, give_way
 
 def main() -> int:
     """Import torch, say how long it took, and be the engine."""
-    socket_fd, parent_pid, *log_level = sys.argv[1:]
+    socket_fd, parent_pid, log_level, device = (*sys.argv[1:], "info", "cpu")[:4]
     die_with_parent(int(parent_pid))
     give_way()
     # Ctrl-C reaches the whole process group; the server decides what it means.
@@ -21,14 +21,16 @@ def main() -> int:
 
     import socket
 
+    from app.engine.early_start import EarlyStart
     from app.messages import ToEngine
     from app.telemetry.logs import configure
     from streaming.clock import boottime_s, exec_time_s
     from streaming.messages import PhaseTimed
     from streaming.wire import Connection, ConnectionClosed
 
-    configure(*log_level or ("info",))
+    configure(log_level)
     connection: Connection[ToEngine] = Connection(socket.socket(fileno=int(socket_fd)), ToEngine)
+    early = EarlyStart(connection, device)
     import_start_s = boottime_s()
     from app.engine.startup import run_engine
 
@@ -37,7 +39,7 @@ def main() -> int:
         connection.send(PhaseTimed(name="engine.import", start_s=import_start_s, end_s=boottime_s()))
     except ConnectionClosed:
         return 0
-    return run_engine(connection)
+    return run_engine(connection, early)
 
 
 if __name__ == "__main__":

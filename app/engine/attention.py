@@ -1,8 +1,9 @@
 """Attention over the paged KV cache, one function per phase.
 
-Takes the queries, keys and values of a step's flattened tokens, gives what each token attends to. Every
-sequence reads exactly its own slots: a slice of the cache where its blocks lie in a row (a view, no copy),
-a gather where they do not. Knows neither projections nor scheduling.
+Takes the queries, keys and values of a step's flattened tokens, gives what each token attends to. In a mixed
+step (`AttentionBatch`) every sequence reads exactly its own slots: a slice of the cache where its blocks lie
+in a row (a view, no copy), a gather where they do not. A decode step of fixed shapes (`DecodeAttention`)
+gathers whole block tables. Knows neither projections nor scheduling.
 """
 
 from __future__ import annotations
@@ -40,8 +41,40 @@ class AttentionBatch:
     sequences: Seq[SequenceAttention]
 
 
+@dataclass(frozen=True)
+class DecodeAttention:
+    """One token of each sequence, with shapes that do not depend on the contexts: what a CUDA graph needs.
+
+    What lies beyond a sequence's context is read from a slot that is always zero: another sequence's NaN
+    would pass through a mask.
+    """
+
+    cache: KVCache
+    slots: torch.Tensor  # (rows,)
+    context: torch.Tensor  # (rows, tokens) of slots
+    mask: torch.Tensor  # (rows, 1, 1, tokens), True where a query may look
+
+    @classmethod
+    def of(
+        cls, cache: KVCache, slots: torch.Tensor, block_tables: torch.Tensor, positions: torch.Tensor
+    ) -> DecodeAttention:
+        """From block tables (rows, blocks) and the position of each row's token (rows,)."""
+        size = cache.block_size_tokens
+        offsets = torch.arange(size, device=slots.device)
+        context = (block_tables[:, :, None] * size + offsets).flatten(1)
+        places = torch.arange(context.shape[1], device=slots.device)
+        visible = places <= positions[:, None]
+        # The row's own token lies at its own slot, also where a padding row's table says otherwise.
+        context = torch.where(places == positions[:, None], slots[:, None], context)
+        return cls(cache, slots, torch.where(visible, context, cache.null_slot), visible[:, None, None])
+
+
 def attend(
-    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: AttentionBatch
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: AttentionBatch | DecodeAttention,
 ) -> torch.Tensor:
     """Store keys and values (tokens, kv_heads, head_dim), then attend with query (tokens, heads, head_dim).
 
@@ -51,6 +84,8 @@ def attend(
     keys, values = batch.cache.layers[layer]
     keys.index_copy_(0, batch.slots, key)
     values.index_copy_(0, batch.slots, value)
+    if isinstance(batch, DecodeAttention):
+        return _decode_rows(query, keys[batch.context], values[batch.context], batch.mask)
     parts = [_attend_one(query, keys, values, sequence) for sequence in batch.sequences]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -74,6 +109,14 @@ def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torc
     _, kv_heads, _, head_dim = key.shape
     grouped = query.view(1, kv_heads, -1, head_dim)
     return scaled_dot_product_attention(grouped, key, value).view(1, -1)
+
+
+def _decode_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Queries (rows, heads, head_dim), each over its own keys (rows, tokens, kv_heads, head_dim)."""
+    rows, heads, head_dim = query.shape
+    grouped = query.view(rows, keys.shape[2], -1, head_dim)
+    attended = scaled_dot_product_attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    return attended.reshape(rows, heads * head_dim)
 
 
 def _prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

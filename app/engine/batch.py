@@ -24,7 +24,7 @@ class Batch:
     attention: AttentionBatch
 
 
-def build_batch(spans: list[Span], cache: KVCache, block_size_tokens: int) -> Batch:
+def build_batch(spans: list[Span], cache: KVCache) -> Batch:
     """Flatten `spans`, one after the other."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -35,40 +35,33 @@ def build_batch(spans: list[Span], cache: KVCache, block_size_tokens: int) -> Ba
         first_row = len(token_ids)
         token_ids += span.sequence.token_ids[span.start : span.end]
         positions += range(span.start, span.end)
-        slots += _slots(span, block_size_tokens)
-        sequences.append(_sequence_attention(span, first_row, block_size_tokens))
+        slots += [cache.slot(span.sequence.block_ids, position) for position in range(span.start, span.end)]
+        sequences.append(_sequence_attention(span, first_row, cache))
         if span.samples:
             last_rows.append(len(token_ids) - 1)
     return Batch(
-        torch.tensor(token_ids),
-        torch.tensor(positions),
+        torch.tensor(token_ids, device=cache.device),
+        torch.tensor(positions, device=cache.device),
         last_rows,
-        AttentionBatch(cache, torch.tensor(slots), sequences),
+        AttentionBatch(cache, torch.tensor(slots, device=cache.device), sequences),
     )
 
 
-def _slots(span: Span, block_size_tokens: int) -> list[int]:
-    blocks = span.sequence.block_ids
-    return [
-        blocks[position // block_size_tokens] * block_size_tokens + position % block_size_tokens
-        for position in range(span.start, span.end)
-    ]
-
-
-def _sequence_attention(span: Span, first_row: int, block_size_tokens: int) -> SequenceAttention:
+def _sequence_attention(span: Span, first_row: int, cache: KVCache) -> SequenceAttention:
     queries = span.end - span.start
     mask = None
     if span.start > 0 and queries > 1:
-        mask = torch.ones(queries, span.end, dtype=torch.bool).tril(diagonal=span.start)
-    context = _context(span.sequence.block_ids, span.end, block_size_tokens)
+        mask = torch.ones(queries, span.end, dtype=torch.bool, device=cache.device).tril(diagonal=span.start)
+    context = _context(span.sequence.block_ids, span.end, cache)
     return SequenceAttention(first_row, first_row + queries, context, mask)
 
 
-def _context(block_ids: list[int], tokens: int, block_size_tokens: int) -> slice | torch.Tensor:
+def _context(block_ids: list[int], tokens: int, cache: KVCache) -> slice | torch.Tensor:
     """Where the first `tokens` tokens of a sequence lie: a slice if its blocks are in a row."""
-    blocks = block_ids[: -(-tokens // block_size_tokens)]
+    size = cache.block_size_tokens
+    blocks = block_ids[: -(-tokens // size)]
     first = blocks[0]
     if blocks == list(range(first, first + len(blocks))):
-        return slice(first * block_size_tokens, first * block_size_tokens + tokens)
-    offsets = torch.arange(block_size_tokens)
-    return (torch.tensor(blocks)[:, None] * block_size_tokens + offsets).flatten()[:tokens]
+        return slice(first * size, first * size + tokens)
+    offsets = torch.arange(size, device=cache.device)
+    return (torch.tensor(blocks, device=cache.device)[:, None] * size + offsets).flatten()[:tokens]

@@ -19,10 +19,16 @@ M = TypeVar("M")
 
 
 class Inbox:
-    """The engine's end of its connection, as a source of messages."""
+    """The engine's end of its connection, as a source of messages.
 
-    def __init__(self, connection: Connection[ToEngine]):
+    Args:
+        connection: To the server.
+        first: What has been read from it already, with its descriptors.
+    """
+
+    def __init__(self, connection: Connection[ToEngine], first: tuple[ToEngine, list[int]]):
         self._connection = connection
+        self._first: tuple[ToEngine, list[int]] | None = first
 
     def wait_for(self, kind: type[M]) -> tuple[M, list[int]]:
         """Block until the server says `kind`; what it says before is out of turn and ignored.
@@ -32,7 +38,7 @@ class Inbox:
             ModelUnsupported: It asked for a conversion that cannot be done.
         """
         while True:
-            message, fds = self._connection.recv()
+            (message, fds), self._first = self._first or self._connection.recv(), None
             if isinstance(message, kind):
                 return message, fds
             if not self._answered(message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from app.engine.batch import build_batch
+from app.engine.graphs import DecodeGraphs
 from app.engine.kv_cache import KVCache
 from app.engine.models.decoder import Decoder
 from app.engine.sampler import Draw, sample
@@ -19,18 +20,26 @@ class ModelRunner:
 
     Args:
         model: Every parameter bound; values may still arrive.
-        cache: Blocks of `block_size_tokens`, which the spans' sequences own.
+        cache: Its blocks are the spans' sequences'.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, block_size_tokens: int):
+    def __init__(self, model: Decoder, cache: KVCache):
         self._model = model
         self._cache = cache
-        self._block_size_tokens = block_size_tokens
+        self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def capture_first_graph(self) -> None:
+        """On a GPU, make the first decode step as fast as the later ones."""
+        if self._graphs is not None:
+            self._graphs.capture_first()
 
     @torch.inference_mode()
     def logits(self, spans: list[Span]) -> torch.Tensor:
         """Compute `spans`; the logits (sampling spans, vocabulary) of those that sample."""
-        batch = build_batch(spans, self._cache, self._block_size_tokens)
+        if self._graphs is not None and self._graphs.takes(spans):
+            return self._graphs.logits(spans)
+        batch = build_batch(spans, self._cache)
         hidden = self._model(batch.token_ids, batch.positions, batch.attention)
         return self._model.logits(hidden[batch.last_rows])
 

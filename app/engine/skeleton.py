@@ -24,14 +24,14 @@ _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def build_skeleton(config_json: bytes, extents: Mapping[str, Extent]) -> Decoder:
-    """The model with every parameter on the meta device, in the dtype of the arena's embedding.
+def build_skeleton(config_json: bytes, extents: Mapping[str, Extent], device: torch.device) -> Decoder:
+    """The model that will compute on `device`, with every parameter on meta, in the dtype of the arena's embedding.
 
     Raises:
         CheckpointError: The arena has no embedding, or its dtype is not one of ours.
     """
     dtype = _torch_dtype(_EMBEDDING, _extent(_EMBEDDING, extents))
-    model = Decoder(parse_config(msgspec.json.decode(config_json)), dtype)
+    model = Decoder(parse_config(msgspec.json.decode(config_json)), dtype, device)
     elements = 0
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:

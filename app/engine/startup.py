@@ -11,56 +11,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from app.engine.arena_mapping import map_arena
 from app.engine.blocks import BlockAllocator
+from app.engine.early_start import EarlyStart
 from app.engine.inbox import Inbox
-from app.engine.kv_cache import KVCache, bytes_per_token, cache_blocks
+from app.engine.kv_cache import KVCache, bytes_per_token, cache_blocks, free_for_cache_bytes
 from app.engine.loop import Loop
 from app.engine.model_runner import ModelRunner
 from app.engine.models.decoder import Decoder
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
 from app.engine.warmup import check_weights, warm_up
+from app.engine.weights import Weights, from_host, in_place_on_gpu
 from app.messages import BindArena, EngineFailed, EngineOptions, EngineReady, ToEngine, WeightsLanded
 from streaming.clock import boottime_s
-from streaming.errors import CheckpointError, StreamingError, report
-from streaming.host_memory import available_bytes
-from streaming.messages import PhaseTimed
+from streaming.errors import CheckpointError, DeviceError, StreamingError, report
+from streaming.messages import FellBack, PhaseTimed
 from streaming.wire import Connection, ConnectionClosed
 
 logger = logging.getLogger(__name__)
 
 
-def run_engine(connection: Connection[ToEngine]) -> int:
+def run_engine(connection: Connection[ToEngine], early: EarlyStart) -> int:
     """Be the engine until the server is gone (0) or the model cannot be served (the error's exit code)."""
     try:
-        return _serve_or_report(connection)
+        return _serve_or_report(connection, early)
     except ConnectionClosed:
         return 0
 
 
-def _serve_or_report(connection: Connection[ToEngine]) -> int:
+def _serve_or_report(connection: Connection[ToEngine], early: EarlyStart) -> int:
     try:
-        _serve(connection)
+        _serve(connection, early)
     except StreamingError as error:
         connection.send(EngineFailed(report(error)))
         return error.exit_code
 
 
-def _serve(connection: Connection[ToEngine]) -> NoReturn:
-    inbox = Inbox(connection)
+def _serve(connection: Connection[ToEngine], early: EarlyStart) -> NoReturn:
+    inbox = Inbox(connection, early.first_message())
     request, fds = inbox.wait_for(BindArena)
     options = request.options
     with _timed(connection, "engine.bind"):
-        model = _bound_model(request, fds)
+        weights = _hold_weights(request, fds, early, connection)
+        model = build_skeleton(request.config, request.extents, weights.flat.device)
+        bind(model, weights.flat, request.extents)
     max_model_len_tokens = options.max_model_len_tokens or model.config.max_position_embeddings
-    with _timed(connection, "engine.warmup"):
+    with _timed(connection, "engine.cache"):
         blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
-        cache = KVCache(model.config, model.dtype, blocks.num_blocks * options.block_size_tokens)
-        runner = ModelRunner(model, cache, options.block_size_tokens)
+        cache = KVCache(model.config, model.dtype, model.device, blocks.num_blocks, options.block_size_tokens)
+    with _timed(connection, "engine.warmup"):
+        runner = ModelRunner(model, cache)
         warm_up(runner, blocks, options.block_size_tokens)
+    if model.device.type == "cuda":
+        with _timed(connection, "engine.capture"):
+            runner.capture_first_graph()
     landed, _ = inbox.wait_for(WeightsLanded)
     with _timed(connection, "engine.first_pass"):
+        weights.landed()
         check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
     # A sequence longer than the cache could never run, so the server should refuse it as too long.
     max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
@@ -75,24 +82,33 @@ def _serve(connection: Connection[ToEngine]) -> NoReturn:
     ).run()
 
 
-def _bound_model(request: BindArena, fds: list[int]) -> Decoder:
+def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:
+    """The weights' memory, mapped; a fallback is told to the server, or is an error."""
     if len(fds) != 1:
         raise CheckpointError(f"the arena came with {len(fds)} file descriptors instead of one")
-    model = build_skeleton(request.config, request.extents)
-    bind(model, map_arena(fds[0], request.arena_bytes), request.extents)
-    return model
+
+    def on_fallback(fallback: FellBack) -> None:
+        if not request.options.host_fallback:
+            raise DeviceError(f"{fallback.reason}: allow the fallback (--pinned-host-fallback)")
+        connection.send(fallback)
+
+    if request.memory.kind == "device":
+        return in_place_on_gpu(early.arena_address(fds[0], request.memory.nbytes), request.memory.nbytes)
+    return from_host(fds[0], request.memory.nbytes, early.cuda, on_fallback)
 
 
 def _num_blocks(model: Decoder, request: BindArena, max_model_len_tokens: int) -> int:
-    """The cache is sized before the weights have taken their memory, so that is set aside."""
     options = request.options
     token_bytes = bytes_per_token(model.config, model.dtype)
-    left_bytes = max(0, available_bytes() - request.arena_bytes)
-    blocks = cache_blocks(options, max_model_len_tokens, token_bytes, left_bytes)
+    free_bytes = free_for_cache_bytes(model.config, options, model.device, request.memory.nbytes)
+    on_gpu = model.device.type == "cuda"
+    blocks = cache_blocks(options, max_model_len_tokens, token_bytes, free_bytes, whole=on_gpu)
     capacity_tokens = blocks * options.block_size_tokens
     logger.info("KV cache: %d blocks, %d tokens, %d bytes", blocks, capacity_tokens, capacity_tokens * token_bytes)
     if capacity_tokens < max_model_len_tokens:
-        logger.warning("sequences are limited to the KV cache's %d tokens: raise kv_cache_bytes", capacity_tokens)
+        logger.warning(
+            "sequences are limited to the KV cache's %d tokens: raise --kv-cache-memory-bytes", capacity_tokens
+        )
     return blocks
 
 

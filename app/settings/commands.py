@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from app.settings.device import choose_device
 from app.settings.kinds import shown_bytes
 from app.settings.model import default_model_name
 from app.settings.parser import command_name, split
@@ -44,6 +45,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     )
     if name == "serve":
         check_served(settings)
+        device = choose_device(settings.engine.device, environ)
+        settings = msgspec.structs.replace(settings, device=device)
     return Command(name, tuple(line.arguments.values()), settings)
 
 

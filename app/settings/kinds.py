@@ -122,6 +122,18 @@ def switch(when_true: Any, when_false: Any) -> Kind:
     )
 
 
+def bare(*, value: Any) -> Kind:
+    """A flag that stands alone and means `value`; as a variable it takes a boolean."""
+    return msgspec.structs.replace(switch(value, not value), metavar="")
+
+
+def _device(text: str) -> str:
+    name = text.lower()
+    if name in {"auto", "cpu", "cuda"} or (name.startswith("cuda:") and name[5:].isdigit()):
+        return name
+    raise ValueError("no device")
+
+
 def _not_empty(text: str) -> str:
     if not text:
         raise ValueError("empty")
@@ -136,6 +148,7 @@ def _without_secrets(text: str) -> str:
 
 
 BOOL = switch(when_true=True, when_false=False)
+DEVICE = Kind(accepts="auto, cpu, cuda or cuda:N", metavar="DEVICE", read=_device)
 TEXT = Kind(accepts="a text that is not empty", metavar="TEXT", read=_not_empty)
 TEXTS = Kind(accepts="one name or several", metavar="NAME", read=_not_empty, many=True)
 SECRET = Kind(accepts="a text that is not empty", metavar="SECRET", read=_not_empty, quotable=False)

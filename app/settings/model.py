@@ -5,7 +5,7 @@ Knows no source of bytes and no engine.
 
 from typing import Annotated
 
-from app.settings.kinds import BOOL, TEXT, TEXTS, URI, choice, count, integer, mapped, number, switch
+from app.settings.kinds import BOOL, TEXT, TEXTS, URI, bare, choice, count, integer, mapped, number, switch
 from app.settings.table import CPU_ONLY, Section, Setting
 
 _LOAD_FORMATS = mapped(dict.fromkeys(("auto", "safetensors", "runai_streamer"), "safetensors"))
@@ -66,9 +66,9 @@ class ModelSettings(Section, frozen=True, kw_only=True):
         bool,
         Setting(
             BOOL,
-            "Stage in pinned host memory where direct-gpu is impossible.",
+            "Land the weights through host memory where the GPU's cannot be shared or pinned, instead of failing.",
+            flags=("--pinned-host-fallback", ("--no-host-fallback", bare(value=False))),
             variables=("USE_PINNED_HOST_FALLBACK",),
-            status=f"not yet active: {CPU_ONLY}; with a GPU it will allow that instead of an error",
         ),
     ] = True
 

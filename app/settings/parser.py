@@ -128,6 +128,9 @@ def _command_parser(name: str, form: Form) -> _Parser:
 
 
 def _add(group: argparse._ActionsContainer, flag: str, metavar: str, text: str, *, many: bool = False) -> None:
+    if not metavar:
+        group.add_argument(flag, dest=flag, help=text, action="append_const", const="true", default=argparse.SUPPRESS)
+        return
     group.add_argument(
         flag,
         dest=flag,

@@ -6,8 +6,8 @@ Knows no model and no source.
 from typing import Annotated
 
 from app.messages import EngineOptions
-from app.settings.kinds import BOOL, MIB, SECRETS, TEXT, choice, count, integer, number, size
-from app.settings.table import CPU_ONLY, Section, Setting
+from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, choice, count, integer, number, size
+from app.settings.table import Section, Setting
 
 _ENGINE = EngineOptions()
 
@@ -16,7 +16,8 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     """How the engine runs."""
 
     device: Annotated[
-        str, Setting(choice("auto", "cpu", "cuda"), f"Where the model runs; auto is cpu for now: {CPU_ONLY}.")
+        str,
+        Setting(DEVICE, "Where the model runs; auto is the first visible GPU, or the CPU where there is no driver."),
     ] = "auto"
     max_num_seqs: Annotated[int, Setting(integer(1), "How many sequences one step computes at most.")] = (
         _ENGINE.max_num_seqs
@@ -38,14 +39,9 @@ class EngineSettings(Section, frozen=True, kw_only=True):
         ),
     ] = _ENGINE.kv_cache_bytes
     gpu_memory_utilization: Annotated[
-        float | None,
-        Setting(
-            number(0.01, 1),
-            "Share of the GPU's memory to use.",
-            unset="none",
-            status=f"not yet active: {CPU_ONLY}; with a GPU it will bound weights and KV cache together",
-        ),
-    ] = None
+        float,
+        Setting(number(0.01, 1), "Share of the GPU's memory that weights and KV cache may fill together."),
+    ] = _ENGINE.gpu_memory_utilization
     tensor_parallel_size: Annotated[
         int, Setting(integer(1), "Over how many GPUs the model is split; only 1 for now.")
     ] = 1
@@ -90,7 +86,7 @@ class ObservabilitySettings(Section, frozen=True, kw_only=True):
             BOOL,
             "Report the most GPU memory ever used.",
             flags=(),
-            status=f"not yet active: {CPU_ONLY}; with a GPU it will be logged and be a metric",
+            status="not yet active: it will be logged and be a metric",
         ),
     ] = False
     emit_first_token_latency: Annotated[bool, Setting(BOOL, "Report the time to the first token.")] = True

@@ -30,7 +30,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         Setting(
             integer(1, 256),
             "How many ranged reads are in flight at once.",
-            flags=("--concurrency",),
+            flags=("--concurrency", "--load-concurrency"),
             variables=("RUNAI_STREAMER_CONCURRENCY",),
             keys=("prefetch_concurrency",),
             loader_key="concurrency",
@@ -41,7 +41,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         Setting(
             size(MIB, 256 * MIB),
             "How much one ranged read asks for.",
-            flags=(("--chunk-mib", mebibytes(1, 256)),),
+            flags=(("--chunk-mib", mebibytes(1, 256)), "--chunk-bytes"),
             variables=("RUNAI_STREAMER_CHUNK_BYTESIZE",),
             unit="bytes",
         ),

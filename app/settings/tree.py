@@ -9,10 +9,12 @@ import msgspec
 
 from app.errors import UsageError
 from app.messages import EngineOptions
+from app.settings.device import Device
 from app.settings.model import ModelSettings, StartupSettings
 from app.settings.serving import EngineSettings, ObservabilitySettings, ServerSettings
 from app.settings.storage import StorageSettings
 from app.settings.table import Section, rows_of
+from streaming.options import DestinationOptions
 
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSettings,
@@ -28,7 +30,7 @@ ROWS = rows_of(SECTIONS)
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was configured.
 
-    `notices` are lines to log: settings that were given and change nothing, and what was reduced to fit.
+    `device` is what `engine.device` means on this machine, known for `serve` only. `notices` are lines to log: settings that were given and change nothing, and what was reduced to fit.
     """
 
     model: ModelSettings = ModelSettings()
@@ -37,12 +39,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     observability: ObservabilitySettings = ObservabilitySettings()
+    device: Device = Device("cpu", "")
     notices: tuple[str, ...] = ()
+
+    def destination_options(self) -> DestinationOptions:
+        """What the loader takes to choose its memory."""
+        return DestinationOptions(device=self.device.kind, host_fallback=self.model.pinned_host_fallback)
 
     def engine_options(self) -> EngineOptions:
         """What the engine process takes."""
         return EngineOptions(
-            device="cpu",  # what "auto" means as long as `check_served` refuses "cuda"
+            device=self.device.kind,
+            host_fallback=self.model.pinned_host_fallback,
+            gpu_memory_utilization=self.engine.gpu_memory_utilization,
             max_model_len_tokens=self.model.max_model_len,
             max_num_seqs=self.engine.max_num_seqs,
             max_num_batched_tokens=self.engine.max_num_batched_tokens,
@@ -55,13 +64,11 @@ def check_served(settings: Settings) -> None:
     """Refuse what this version cannot serve.
 
     Raises:
-        UsageError: There is no model, or it asks for a GPU or for several.
+        UsageError: There is no model, or it asks for several GPUs.
     """
     if not settings.model.uri:
         raise UsageError(
             "no model: write `coldstream serve URI` (before flags that take several words), or set COLDSTREAM_MODEL"
         )
-    if settings.engine.device == "cuda":
-        raise UsageError("engine.device=cuda: not yet: this version serves on the CPU; use auto or cpu")
     if settings.engine.tensor_parallel_size > 1:
         raise UsageError("engine.tensor_parallel_size: not yet: this version serves on one device; use 1")

@@ -13,6 +13,7 @@ class Ledger:
         self.exec_s = exec_s
         self._phases: dict[str, tuple[float, float]] = {}
         self._milestones: dict[str, float] = {}
+        self._fallbacks: list[dict[str, str]] = []
 
     def phase(self, name: str, start_s: float, end_s: float) -> None:
         """Record a phase; a repeated name (a restarted process) keeps the latest."""
@@ -25,6 +26,10 @@ class Ledger:
             self._milestones[name] = at_s - self.exec_s
         return is_first
 
+    def fallback(self, what: str, reason: str) -> None:
+        """Record what was done instead of what was wished for."""
+        self._fallbacks.append({"what": what, "reason": reason})
+
     def as_dict(self) -> dict[str, object]:
         """The ledger as `/startupz` shows it, in order of time, rounded to the millisecond."""
         phases = sorted(self._phases.items(), key=lambda item: item[1])
@@ -35,6 +40,7 @@ class Ledger:
             "milestones": {
                 name: round(at, 3) for name, at in sorted(self._milestones.items(), key=lambda item: item[1])
             },
+            "fallbacks": self._fallbacks,
         }
 
     def lines(self) -> list[str]:

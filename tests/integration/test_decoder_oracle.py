@@ -21,6 +21,7 @@ from streaming.messages import Extent
 from tests.integration.packed_llama import VARIANTS, PackedLlama, packed_llama
 
 BLOCK_SIZE = 4
+CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]]
 
 
@@ -29,10 +30,10 @@ class Engine:
 
     def __init__(self, packed: PackedLlama, *, num_blocks: int = 64, max_num_batched_tokens: int = 512):
         arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8)
-        model = build_skeleton(packed.config_json, packed.extents)
+        model = build_skeleton(packed.config_json, packed.extents, CPU)
         bind(model, arena, packed.extents)
         self.blocks = BlockAllocator(num_blocks)
-        self.runner = ModelRunner(model, KVCache(model.config, model.dtype, num_blocks * BLOCK_SIZE), BLOCK_SIZE)
+        self.runner = ModelRunner(model, KVCache(model.config, model.dtype, CPU, num_blocks, BLOCK_SIZE))
         self.scheduler = Scheduler(
             self.blocks,
             block_size_tokens=BLOCK_SIZE,
@@ -174,7 +175,7 @@ def test_the_skeleton_is_on_meta_and_says_so(caplog):
     """Building the skeleton allocates no parameter and logs how many there are."""
     packed = packed_llama()
     with caplog.at_level(logging.INFO, logger="app.engine.skeleton"):
-        model = build_skeleton(packed.config_json, packed.extents)
+        model = build_skeleton(packed.config_json, packed.extents, CPU)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert f"{packed.reference.num_parameters()} parameters on meta" in caplog.messages
 
@@ -183,7 +184,7 @@ def test_every_parameter_is_a_view_of_the_arena():
     """Bytes that land after the binding are what the model computes with."""
     packed = packed_llama()
     arena = torch.zeros(len(packed.arena), dtype=torch.uint8)
-    model = build_skeleton(packed.config_json, packed.extents)
+    model = build_skeleton(packed.config_json, packed.extents, CPU)
     bind(model, arena, packed.extents)
     assert not any(parameter.any() for parameter in model.parameters())
     arena.copy_(torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8))
@@ -207,7 +208,7 @@ def test_an_extent_that_does_not_fit_is_named(change, complaint):
     del extents["model.norm.weight"]
     if change is not None:
         extents["model.norm.weight"] = change
-    model = build_skeleton(packed.config_json, packed.extents)
+    model = build_skeleton(packed.config_json, packed.extents, CPU)
     with pytest.raises(CheckpointError, match=complaint) as caught:
         bind(model, torch.zeros(len(packed.arena), dtype=torch.uint8), extents)
     assert "model.norm.weight" in str(caught.value)

@@ -32,7 +32,7 @@ from app.messages import (
     Submit,
     WeightsLanded,
 )
-from streaming.messages import Origin, PhaseTimed
+from streaming.messages import ArenaMemory, Origin, PhaseTimed
 from streaming.wire import Connection
 from tests.integration.packed_llama import PackedLlama, packed_llama
 
@@ -132,7 +132,7 @@ def bind(engine: Engine, packed: PackedLlama, fd: int, **options) -> None:
             origin=Origin(arena_id="test"),
             config=packed.config_json,
             extents=packed.extents,
-            arena_bytes=len(packed.arena),
+            memory=ArenaMemory("host", len(packed.arena)),
             options=EngineOptions(**{"block_size_tokens": BLOCK_SIZE} | options),
         ),
         [fd],
@@ -161,6 +161,7 @@ def test_weights_that_land_after_the_binding_are_served(start, arena):
         "engine.exec",
         "engine.import",
         "engine.bind",
+        "engine.cache",
         "engine.warmup",
         "engine.first_pass",
     ]

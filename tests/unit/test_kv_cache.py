@@ -66,9 +66,9 @@ def test_more_than_is_free_and_a_double_free_are_errors():
 
 def test_a_token_costs_keys_and_values_of_every_layer():
     """The size that the budget is divided by is the size of the storage."""
-    cache = KVCache(CONFIG, torch.bfloat16, slots=48)
+    cache = KVCache(CONFIG, torch.bfloat16, torch.device("cpu"), num_blocks=3, block_size_tokens=16)
     stored_bytes = sum(keys.nbytes + values.nbytes for keys, values in cache.layers)
-    assert stored_bytes == 48 * bytes_per_token(CONFIG, torch.bfloat16)
+    assert stored_bytes == (48 + 2) * bytes_per_token(CONFIG, torch.bfloat16)  # and the scratch and the null slot
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_a_token_costs_keys_and_values_of_every_layer():
 )
 def test_the_cache_gets_what_it_can_use_within_its_budget(options, token_bytes, available_bytes, blocks):
     """For sequences of 100 tokens (7 blocks): every sequence, or 1 GiB, or one sequence, or what is asked."""
-    assert cache_blocks(options, 100, token_bytes, available_bytes) == blocks
+    assert cache_blocks(options, 100, token_bytes, available_bytes, whole=False) == blocks
 
 
 def test_a_budget_below_one_block_is_an_error():
     """A cache without a block could serve nothing."""
-    with pytest.raises(DeviceError, match="raise kv_cache_bytes"):
-        cache_blocks(EngineOptions(kv_cache_bytes=1_000), 100, 100, 1 << 40)
+    with pytest.raises(DeviceError, match="raise --kv-cache-memory-bytes"):
+        cache_blocks(EngineOptions(kv_cache_bytes=1_000), 100, 100, 1 << 40, whole=False)

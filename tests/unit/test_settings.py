@@ -71,8 +71,8 @@ def test_case_study_variables():
     assert settings.model.pinned_host_fallback is False
     assert [notice.partition(") is")[0] for notice in settings.notices] == [
         "model.load_strategy=host-staging (from variable MODEL_LOAD_STRATEGY",
-        "model.pinned_host_fallback=false (from variable USE_PINNED_HOST_FALLBACK",
     ]
+    assert settings.destination_options().host_fallback is settings.engine_options().host_fallback is False
 
 
 def test_vllm_command_line():
@@ -106,7 +106,6 @@ def test_vllm_command_line():
     }
     assert {path: value_at(settings, path) for path in expected} == expected
     assert {notice.partition("=")[0] for notice in settings.notices} == {
-        "engine.gpu_memory_utilization",
         "storage.distributed",
     }
 

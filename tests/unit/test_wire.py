@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.messages import Described, FromLoader, LandedChunks, Origin, Plan, Planned
+from streaming.messages import ArenaMemory, Described, FromLoader, LandedChunks, Origin, Plan, Planned
 from streaming.wire import Connection, ConnectionClosed, encode
 
 ORIGIN = Origin(arena_id="a")
@@ -50,7 +50,9 @@ def test_a_descriptor_arrives_with_its_own_message(pair):
     sender = Connection(theirs, FromLoader)
     read_end, write_end = os.pipe()
     sender.send(landed(1))
-    sender.send(Planned(origin=ORIGIN, plan=Plan(0, {}, (), ()), planned_s=0.0), [write_end])
+    sender.send(
+        Planned(origin=ORIGIN, plan=Plan(0, {}, (), ()), memory=ArenaMemory("host", 0), planned_s=0.0), [write_end]
+    )
     sender.send(landed(2))
     os.close(write_end)
     received = [connection.recv() for _ in range(3)]

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import nn
 
-from app.engine.attention import AttentionBatch, attend
+from app.engine.attention import AttentionBatch, DecodeAttention, attend
 from app.engine.models.config import DecoderConfig
 from app.engine.models.linear import Embedding, Linear, product
 from app.engine.models.rope import RotaryEmbedding, rotate
 
 _Tables = tuple[torch.Tensor, torch.Tensor]
+_Batch = AttentionBatch | DecodeAttention
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, qkv_size, bias=config.qkv_bias, dtype=dtype)
         self.o_proj = Linear(heads * head_dim, config.hidden_size, bias=config.output_bias, dtype=dtype)
 
-    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: AttentionBatch) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: _Batch) -> torch.Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
         qkv = self.qkv_proj(hidden).view(self._heads_shape)  # (tokens, q heads + k heads + v heads, head_dim)
         # Queries and keys lie side by side, so one rotation serves both.
@@ -86,7 +87,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config, dtype)
         self.post_attention_layernorm = RMSNorm(config, dtype)
 
-    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: AttentionBatch) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, tables: _Tables, batch: _Batch) -> torch.Tensor:
         """(tokens, hidden) -> (tokens, hidden)."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), tables, batch)
         output: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -109,19 +110,21 @@ class Decoder(nn.Module):
     Args:
         config: The family's shapes and mathematics.
         dtype: Of the weights, of the activations and of the KV cache.
+        device: Where it computes; the parameters are on the meta device all the same.
     """
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype):
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.device = device
         self.model = Trunk(config, dtype)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
-        self._rotary = RotaryEmbedding(config.rope, config.head_dim)
+        self._rotary = RotaryEmbedding(config.rope, config.head_dim, device)
         self.requires_grad_(requires_grad=False)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: _Batch) -> torch.Tensor:
         """Hidden states (tokens, hidden) after the last norm, for token_ids (tokens,) at positions (tokens,).
 
         Writes the keys and values of every token into the batch's KV cache.

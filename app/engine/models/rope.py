@@ -47,10 +47,12 @@ class RotaryEmbedding:
     Args:
         rope: How the frequencies are made.
         head_dim: Channels of one head; all of them are rotated.
+        device: Where the positions will be.
     """
 
-    def __init__(self, rope: RopeConfig, head_dim: int):
-        self._inverse_frequencies = inverse_frequencies(rope, head_dim)
+    def __init__(self, rope: RopeConfig, head_dim: int, device: torch.device):
+        # Computed on the CPU wherever it is used: a GPU's powers differ in the last bit.
+        self._inverse_frequencies = inverse_frequencies(rope, head_dim).to(device)
 
     def tables(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines, each (tokens, 1, head_dim), for positions (tokens,).

@@ -1,0 +1,113 @@
+"""The weights' memory as the engine computes with it: one flat tensor of bytes, on the engine's device.
+
+Takes what the arena's descriptor stands for. Host memory is served in place on a CPU and copied to a GPU once
+it has landed; device memory is served in place. Knows no tensor's name.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from streaming.cuda_driver import Cuda, CudaError
+from streaming.errors import DeviceError
+from streaming.messages import FellBack
+
+_PIECE_BYTES = 256 << 20
+
+
+class Weights(Protocol):
+    """`flat` is (nbytes,) uint8; its bytes are the weights once `landed` has returned."""
+
+    flat: torch.Tensor
+
+    def landed(self) -> None:
+        """Every byte is in the arena: do what is left to do."""
+
+
+class InPlace:
+    """The arena itself."""
+
+    def __init__(self, flat: torch.Tensor):
+        self.flat = flat
+
+    def landed(self) -> None:
+        """Nothing is left to do."""
+
+
+class CopiedToGpu:
+    """GPU memory of the engine's own, filled from a host arena.
+
+    Args:
+        host: The arena, (nbytes,) uint8.
+        cuda: The GPU that the copy lives on.
+        on_fallback: Told if the arena cannot be pinned; may raise.
+    """
+
+    def __init__(self, host: torch.Tensor, cuda: Cuda, on_fallback: Callable[[FellBack], None]):
+        self.flat = torch.empty(host.nbytes, dtype=torch.uint8, device="cuda")
+        self._host = host
+        # Pages come into being as they are pinned, which is why it is done before they are written.
+        try:
+            cuda.register(host.data_ptr(), host.nbytes)
+        except CudaError as error:
+            reason = f"{host.nbytes} bytes of the host arena could not be pinned ({error.name})"
+            on_fallback(FellBack(what="pageable-arena", reason=reason))
+            self._pinned = False
+        else:
+            self._pinned = True
+
+    def landed(self) -> None:
+        """Copy everything, in pieces that need little memory of the driver's."""
+        for start in range(0, self._host.nbytes, _PIECE_BYTES):
+            piece = slice(start, start + _PIECE_BYTES)
+            self.flat[piece].copy_(self._host[piece], non_blocking=self._pinned)
+        torch.cuda.synchronize()
+
+
+def in_place_on_gpu(address: int, nbytes: int) -> InPlace:
+    """GPU memory that is mapped at `address` already."""
+    return InPlace(torch.as_tensor(_DeviceBytes(address, nbytes), device="cuda"))
+
+
+def from_host(fd: int, nbytes: int, cuda: Cuda | None, on_fallback: Callable[[FellBack], None]) -> Weights:
+    """A host arena, in place on a CPU and copied to the GPU if there is one; closes `fd`.
+
+    Raises:
+        DeviceError: It cannot be mapped, or what `on_fallback` makes of it.
+    """
+    if cuda is None:
+        return InPlace(_map_host(fd, nbytes, writable=False))
+    return CopiedToGpu(_map_host(fd, nbytes, writable=True), cuda, on_fallback)  # only what is writable can be pinned
+
+
+class _DeviceBytes:
+    """GPU memory as torch takes it from others."""
+
+    def __init__(self, address: int, nbytes: int):
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),  # torch knows no read-only tensors; the mapping itself is
+            "version": 3,
+        }
+
+
+def _map_host(fd: int, nbytes: int, *, writable: bool) -> torch.Tensor:
+    """(nbytes,) uint8. The tensor keeps the mapping alive."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    try:
+        mapping = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED, prot=protection)
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot map the arena of {nbytes} bytes: {error}") from error
+    finally:
+        os.close(fd)
+    with warnings.catch_warnings():
+        # Nothing writes to a parameter; torch cannot know that and warns of any read-only buffer.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
+        return torch.frombuffer(mapping, dtype=torch.uint8)
