@@ -1,25 +1,17 @@
-"""t=0. Settings, socket, loader, engine; everything heavy is imported after these are at work.
+"""t=0. Loader and engine are spawned before a setting is read; everything else is imported after that.
 
-Takes the command line. `serve` is written out here, because the order of its first twenty lines is the
-cold start; every other command is `app.cli`'s.
+Takes the command line. The order of these lines is the cold start: an interpreter, CUDA and torch take seconds,
+reading the settings takes a tenth of one, and the children need none of them to begin.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from app.errors import CommandError
-from app.settings import Settings, parse
-from streaming.clock import boottime_s, exec_time_s
-from streaming.errors import StreamingError
-
-if TYPE_CHECKING:
-    import socket
+from app.child import Child, spawn
 
 
 def main() -> None:
@@ -28,82 +20,31 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code. No child outlives it."""
+    children = _spawn_children() if _serves(arguments) else ()
     try:
-        command = parse(arguments, os.environ)
-        if command.name == "serve":
-            return serve(command.settings)
-        from app import cli
+        from app import command
 
-        return cli.run(command)
-    except (CommandError, StreamingError) as error:
-        sys.stderr.write(f"coldstream: {error}\n")
-        return error.exit_code
+        return command.run(arguments, os.environ, children)
     except KeyboardInterrupt:
         return 130
+    finally:
+        for child in children:
+            child.kill()
 
 
-def serve(settings: Settings) -> int:
-    """Bind, start loader and engine, then import the rest and serve."""
-    exec_s = exec_time_s()
-    main_s = boottime_s()
-    # Until the event loop has its own handlers; as PID 1 of a container the signal would even be lost.
+def _serves(arguments: Sequence[str]) -> bool:
+    return arguments[:1] == ["serve"] and not {"-h", "--help"}.intersection(arguments)
+
+
+def _spawn_children() -> tuple[Child, Child]:
+    """The loader and the engine, which wait for what they are to do while they import what it takes."""
+    # Until the event loop has its own handlers; as PID 1 of a container the signal would even be lost. Nothing
+    # is raised: an exception in the middle of an extension's import may crash it. The children die with us.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    sock = listen(settings.server.host, settings.server.port)
-    bound_s = boottime_s()
-    from app import child
-    from streaming.messages import LoadRequest, Origin, PhaseTimed
-    from streaming.wire import encode
-
-    device = settings.device
-    arguments = {"app.engine": (settings.observability.log_level, device.kind)}
-    environ = device.environment(os.environ)
-
-    def spawn(module: str) -> child.Child:
-        return child.spawn(module, environ, *arguments.get(module, ()))
-
-    loader = spawn("streaming")
-    engine = spawn("app.engine")
-    request = LoadRequest(
-        origin=Origin(arena_id=f"{os.getpid()}"),
-        uri=settings.model.uri,
-        source=settings.storage.source_options(),
-        pipeline=settings.storage.pipeline_options(),
-        destination=settings.destination_options(),
-    )
-    with contextlib.suppress(BrokenPipeError):  # a loader that died at once is noticed and replaced later
-        loader.sock.sendall(encode(request))
-    phases = (
-        PhaseTimed(name="interpreter", start_s=exec_s, end_s=main_s),
-        PhaseTimed(name="server.bind", start_s=main_s, end_s=bound_s),
-        PhaseTimed(name="children.spawn", start_s=bound_s, end_s=boottime_s()),
-    )
-    from app.serve import Start, run
-
-    return run(Start(settings, exec_s, sock, spawn, request, loader, engine, phases))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket: connections queue in it until FastAPI is there to answer them.
-
-    Raises:
-        ServerError: The address cannot be bound.
-    """
-    import socket
-
-    from app.errors import ServerError
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-        sock.listen(2048)
-    except OSError as error:
-        sock.close()
-        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}: choose another --port") from error
-    return sock
+        signal.signal(number, lambda *_: os._exit(0))
+    engine = spawn("app.engine", os.environ)  # first, because torch takes longest
+    return spawn("streaming", os.environ), engine
 
 
 if __name__ == "__main__":

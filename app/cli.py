@@ -1,7 +1,7 @@
-"""The commands beside `serve`: push and inspect.
+"""The commands beside `serve`: push, inspect and bench.
 
-Takes a parsed command, prints its result, gives the exit code. What a command does lives in `streaming`
-and `app.model_support`; here it is only worded.
+Takes a parsed command, prints its result, gives the exit code. What a command does lives in `streaming`,
+`app.model_support` and `app.bench`; here it is only worded.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ _GIB = 1 << 30
 
 
 def run(command: Command) -> int:
-    """Run `push` or `inspect`.
+    """Run `push`, `inspect` or `bench`.
 
     Raises:
         StreamingError: It could not be done.
+        ServerFailed: A server that was to be measured.
     """
     logs.configure(command.settings.observability.log_level)
     for notice in command.settings.notices:
         logger.info(notice)
     if command.name == "push":
         return _push(command)
+    if command.name == "bench":
+        from app.bench.rounds import bench
+
+        return bench(command)
     return _inspect(command)
 
 

@@ -6,7 +6,7 @@ again. Knows no loader, no HTTP and no state of the server.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -68,8 +68,8 @@ class EngineHost:
     def __init__(self, child: Child, respawn: Callable[[], Child], events: EngineEvents):
         self._events = events
         self._convert: ConvertTokenizer | None = None
-        self._bind: tuple[BindArena, int] | None = None
-        self._landed: WeightsLanded | None = None
+        self._bind: tuple[BindArena, Sequence[int]] | None = None
+        self._landed: tuple[WeightsLanded, Sequence[int]] | None = None
         self._engine = KeptChild(
             child,
             FromEngine,
@@ -85,15 +85,15 @@ class EngineHost:
         self._convert = ConvertTokenizer(files)
         self._engine.send(self._convert)
 
-    def bind(self, message: BindArena, arena_fd: int) -> None:
-        """Hand over addresses, whose bytes may not have arrived."""
-        self._bind = message, arena_fd
-        self._engine.send(message, [arena_fd])
+    def bind(self, message: BindArena, fds: Sequence[int]) -> None:
+        """Hand over addresses, whose bytes may not have arrived, and the arena, if there is one."""
+        self._bind = message, fds
+        self._engine.send(message, fds)
 
-    def weights_landed(self, message: WeightsLanded) -> None:
-        """The bytes have arrived."""
-        self._landed = message
-        self._engine.send(message)
+    def weights_landed(self, message: WeightsLanded, fds: Sequence[int]) -> None:
+        """The bytes have arrived, in the arena or in the shards that `fds` hold."""
+        self._landed = message, fds
+        self._engine.send(message, fds)
 
     def send(self, message: msgspec.Struct) -> None:
         """Submit or abort a sequence."""
@@ -126,8 +126,8 @@ class EngineHost:
         if self._convert is not None:
             self._engine.send(self._convert)
         if self._bind is not None:
-            message, arena_fd = self._bind
+            message, fds = self._bind
             origin = msgspec.structs.replace(message.origin, generation=self._engine.restarts)
-            self._engine.send(msgspec.structs.replace(message, origin=origin), [arena_fd])
+            self._engine.send(msgspec.structs.replace(message, origin=origin), fds)
         if self._landed is not None:
-            self._engine.send(self._landed)
+            self._engine.send(*self._landed)

@@ -1,11 +1,12 @@
 """What the server and the engine tell each other, in the order in which it is said.
 
     server                            engine
+      StartEngine                 ->           while it imports torch
       ConvertTokenizer            ->           only where the checkpoint has no tokenizer.json
                                   <-  ConvertedTokenizer
       BindArena (+ arena fd)      ->           addresses; their bytes may not have arrived
                                   <-  PhaseTimed ..., FellBack ...
-      WeightsLanded               ->           now they have
+      WeightsLanded (+ shards' fds) ->         now they have
                                   <-  EngineReady | EngineFailed
       Submit, Abort ...           ->
                                   <-  StepOutput ..., RequestFailed
@@ -54,6 +55,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
 
 
+class StartEngine(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What every engine hears first: how to log, where to compute ("cpu" or "cuda"), which GPU it sees."""
+
+    log_level: str = "info"
+    device: str = "cpu"
+    visible_devices: str = ""
+
+
 class ConvertTokenizer(msgspec.Struct, frozen=True, tag=True):
     """Tokenizer files by base name, to be turned into one tokenizer.json."""
 
@@ -61,7 +70,7 @@ class ConvertTokenizer(msgspec.Struct, frozen=True, tag=True):
 
 
 class BindArena(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The model's config.json and the addresses of its tensors; the arena's fd travels with it."""
+    """The model's config.json and the addresses of its tensors; the arena's fd, if any, travels with it."""
 
     origin: Origin
     config: bytes
@@ -70,10 +79,21 @@ class BindArena(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     options: EngineOptions
 
 
+class StagedShard(msgspec.Struct, frozen=True):
+    """A shard on disk, and what to take from it: its own names of tensors by their stored names."""
+
+    name: str
+    tensors: dict[str, str]
+
+
 class WeightsLanded(msgspec.Struct, frozen=True, tag=True):
-    """Every byte is at its address. The warm-up tokens are for one pass over the real weights."""
+    """Every byte is at its address, or in one of `shards`, whose fds travel with this in the same order.
+
+    The warm-up tokens are for one pass over the real weights.
+    """
 
     warmup_token_ids: tuple[int, ...]
+    shards: tuple[StagedShard, ...] = ()
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -130,5 +150,5 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     error: ErrorReport
 
 
-ToEngine = ConvertTokenizer | BindArena | WeightsLanded | Submit | Abort
+ToEngine = StartEngine | ConvertTokenizer | BindArena | WeightsLanded | Submit | Abort
 FromEngine = ConvertedTokenizer | PhaseTimed | FellBack | EngineReady | StepOutput | RequestFailed | EngineFailed

@@ -23,6 +23,7 @@ from app.service import ServedModel, Service
 from streaming.clock import boottime_s
 from streaming.errors import CheckpointError, ErrorReport, ModelUnsupported, StreamingError, report
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
+from streaming.options import HOST_STAGING
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -118,12 +119,12 @@ class Supervisor:
         self._files = {**self._files, TOKENIZER: tokenizer_json}
         self._read_text()
 
-    def planned(self, planned: Planned, arena_fd: int) -> None:
+    def planned(self, planned: Planned, fds: list[int]) -> None:
         """Give the engine its addresses while their bytes are on the way."""
         plan, planned_s = planned.plan, planned.planned_s
         self._planned_s = planned_s
         self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
-        self._service.lifecycle.advance(State.LOADING, "streaming weights")
+        self._service.lifecycle.advance(State.LOADING, f"loading weights ({self._request.strategy})")
         bind = BindArena(
             origin=self._request.origin,
             config=self._files["config.json"],
@@ -131,7 +132,7 @@ class Supervisor:
             memory=planned.memory,
             options=self._wishes.engine,
         )
-        self._engine.bind(bind, arena_fd)
+        self._engine.bind(bind, fds)
 
     def fell_back(self, fallback: FellBack) -> None:
         """Never silently: log why, and count it."""
@@ -150,13 +151,15 @@ class Supervisor:
         ledger.milestone("host_staging_complete", report.landed_s)
         assert self._model is not None  # nothing is planned without one
         seconds = report.landed_s - self._planned_s
+        staged = self._request.strategy == HOST_STAGING
         logger.info(
-            "streamed %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
+            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
+            "staged" if staged else "streamed",
             len(self._model.tensors),
             len(plan.versions),
             plan.fetch_bytes,
             self._request.uri,
-            self._wishes.engine.device,
+            "disk" if staged else self._wishes.engine.device,
             seconds,
             plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
         )
@@ -255,7 +258,8 @@ class Supervisor:
     def _warm_up(self) -> None:
         """Warm up once both the weights and the warm-up prompt's tokens are there."""
         if self._weights_landed and self._text is not None:
-            self._engine.weights_landed(WeightsLanded(self._warmup_token_ids))
+            shards, fds = self._loading.staged()
+            self._engine.weights_landed(WeightsLanded(self._warmup_token_ids, shards), fds)
 
 
 def _warn_of_unpinned(versions: Sequence[BlobVersion]) -> None:

@@ -1,8 +1,8 @@
 """The loader process: `python -P -m streaming FD PARENT_PID`.
 
-Takes a `LoadRequest` from the server over the socket FD, lands the checkpoint's bytes in the arena, says so
-and exits. Imports no torch: bytes must flow while the engine is still importing it. A request with `resume`
-carries the arena of a loader that died, and only what had not landed is fetched.
+Takes a `LoadRequest` from the server over the socket FD, lands the checkpoint's bytes in the arena (or stages its
+shards on disk), says so and exits. Imports no torch: bytes must flow while the engine is still importing it. A
+request with `resume` carries the arena of a loader that died, and only what had not landed is fetched.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from streaming import pipeline
-from streaming.arena import Arena
 from streaming.clock import boottime_s, exec_time_s
 from streaming.destination import Destination
 from streaming.errors import StreamingError
 from streaming.errors import report as error_report
+from streaming.mailbox import Mailbox
 from streaming.messages import (
+    ArenaMemory,
+    BlobVersion,
     Chunk,
     Described,
     Landed,
@@ -32,16 +33,18 @@ from streaming.messages import (
     PhaseTimed,
     Plan,
     Planned,
+    Staged,
     ToLoader,
 )
+from streaming.options import HOST_STAGING
 from streaming.plan import plan_load
-from streaming.process import die_with_parent, give_way, return_large_blocks
+from streaming.process import die_with_parent, give_way, reuse_large_blocks
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
     from streaming.source import Source
 
-Server = Connection[ToLoader]
+Server = Mailbox[ToLoader]
 
 
 def main(arguments: list[str]) -> int:
@@ -49,39 +52,83 @@ def main(arguments: list[str]) -> int:
     fd, parent_pid = map(int, arguments)
     die_with_parent(parent_pid)
     give_way()
-    return_large_blocks()
+    reuse_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
-    server: Server = Connection(socket.socket(fileno=fd), ToLoader)
+    connection: Connection[ToLoader] = Connection(socket.socket(fileno=fd), ToLoader)
+    server = Mailbox(connection, on_closed=lambda: os._exit(0))  # nobody wants these bytes
     server.send(PhaseTimed(name="loader.spawn", start_s=exec_time_s(), end_s=boottime_s()))
     try:
         request, fds = server.recv()
         assert isinstance(request, LoadRequest)  # the server speaks first, and says this
-        return _answer(server, request, fds)
+        code = _answer(server, request, fds)
     except ConnectionClosed:
-        return 0  # the server is gone or has refused the model: nobody wants these bytes
+        return 0  # the server is gone or has refused the model
+    server.flush()
+    return code
 
 
 def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
-    destination = Destination(request.destination, request.pipeline.chunk_bytes, server.send)
+    staged = request.strategy == HOST_STAGING
+    destination = None if staged else Destination(request.destination, request.pipeline.chunk_bytes, server.send)
     try:
         # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
         from streaming.source import open_source
 
         source = open_source(request.uri, request.source)
-        if (resume := request.resume) is None:
-            plan, arena, done = *_begin(server, request, source, destination), frozenset[int]()
+        if destination is None:
+            _stage(server, request, source)
         else:
-            arena = destination.reopen(fds[0], resume.memory)
-            plan, done = resume.plan, frozenset(resume.landed_chunk_ids)
-        _land(server, request, source, plan, arena, done)
+            _stream(server, request, source, destination, fds)
     except StreamingError as error:
         server.send(LoadFailed(origin=request.origin, error=error_report(error)))
         return error.exit_code
     return 0
 
 
-def _begin(server: Server, request: LoadRequest, source: Source, destination: Destination) -> tuple[Plan, Arena]:
-    """Describe the checkpoint, let the server lay it out, and make the arena."""
+def _stream(server: Server, request: LoadRequest, source: Source, destination: Destination, fds: list[int]) -> None:
+    """Land every chunk at its address."""
+    if (resume := request.resume) is None:
+        plan, layout = _plan(server, request, source)
+        start_s = boottime_s()
+        arena = destination.create(plan.arena_bytes, layout.reserve_bytes)
+        planned_s = boottime_s()
+        server.send(Planned(origin=request.origin, plan=plan, memory=arena.memory, planned_s=planned_s), [arena.fd])
+        server.send(PhaseTimed(name="arena", start_s=start_s, end_s=planned_s))
+    else:
+        plan, arena = resume.plan, destination.reopen(fds[0], resume.memory)
+    left = _left(request, plan)
+
+    def on_landed(chunk: Chunk) -> None:
+        server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
+
+    start_s = boottime_s()
+    fetched_s = pipeline.land(source, left, plan.versions, arena, lanes=request.pipeline.lanes, on_landed=on_landed)
+    _finish(server, request, start_s, fetched_s, sum(chunk.nbytes for chunk in left))
+
+
+def _stage(server: Server, request: LoadRequest, source: Source) -> None:
+    """Put every shard on disk, from where the engine loads it."""
+    from streaming.staging import Staging
+
+    staging = Staging(source.location, request.source, request.pipeline)
+    if request.resume is None:
+        plan, _ = _plan(server, request, source)
+        memory = ArenaMemory("staged", plan.arena_bytes)
+        server.send(Planned(origin=request.origin, plan=plan, memory=memory, planned_s=boottime_s()))
+    else:
+        plan = request.resume.plan
+    shards = {chunk.shard for chunk in _left(request, plan)}
+
+    def on_staged(version: BlobVersion, fd: int) -> None:
+        server.send(Staged(origin=request.origin, shard=version.name), [fd])
+
+    start_s = boottime_s()
+    fetched_bytes = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
+    _finish(server, request, start_s, boottime_s(), fetched_bytes)
+
+
+def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, Layout]:
+    """Describe the checkpoint, let the server lay it out, and decide every address."""
     from streaming.describe import describe
 
     start_s = boottime_s()
@@ -92,26 +139,19 @@ def _begin(server: Server, request: LoadRequest, source: Source, destination: De
     assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
     plan = plan_load(found.entries, found.versions, layout, chunk_bytes=request.pipeline.chunk_bytes)
-    planned_s = boottime_s()
-    arena = destination.create(plan.arena_bytes, layout.reserve_bytes)
-    arena_s = boottime_s()
-    server.send(Planned(origin=request.origin, plan=plan, memory=arena.memory, planned_s=arena_s), [arena.fd])
-    server.send(PhaseTimed(name="plan", start_s=start_s, end_s=planned_s))
-    server.send(PhaseTimed(name="arena", start_s=planned_s, end_s=arena_s))
-    return plan, arena
+    server.send(PhaseTimed(name="plan", start_s=start_s, end_s=boottime_s()))
+    return plan, layout
 
 
-def _land(server: Server, request: LoadRequest, source: Source, plan: Plan, arena: Arena, done: Iterable[int]) -> None:
-    left = [chunk for chunk in plan.chunks if chunk.chunk_id not in done]
+def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
+    done = set(request.resume.landed_chunk_ids) if request.resume else set[int]()
+    return [chunk for chunk in plan.chunks if chunk.chunk_id not in done]
 
-    def on_landed(chunk: Chunk) -> None:
-        server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
-    start_s = boottime_s()
-    fetched_s = pipeline.land(source, left, plan.versions, arena, lanes=request.pipeline.lanes, on_landed=on_landed)
+def _finish(server: Server, request: LoadRequest, start_s: float, fetched_s: float, fetched_bytes: int) -> None:
+    """Say that the bytes are there, as of now."""
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    fetched_bytes = sum(chunk.nbytes for chunk in left)
     report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s)
     server.send(Landed(origin=request.origin, report=report))
 

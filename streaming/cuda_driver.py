@@ -131,6 +131,18 @@ class Cuda:
         self._call("cuMemSetAccess", address, size_bytes, [access], 1)
         return int(address)
 
+    def allocate(self, nbytes: int) -> int:
+        """Memory of this process alone; its address."""
+        return int(self._call("cuMemAlloc", nbytes))
+
+    def free(self, address: int) -> None:
+        """Give back what `allocate` gave."""
+        self._call("cuMemFree", address)
+
+    def synchronize(self) -> None:
+        """Return once the GPU has done everything that this process asked of it."""
+        self._call("cuCtxSynchronize")
+
     def register(self, address: int, nbytes: int) -> None:
         """Pin host memory, so that copies from it run at the bus's rate and without the processor."""
         self._call("cuMemHostRegister", address, nbytes, 0)

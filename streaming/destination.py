@@ -15,6 +15,7 @@ from streaming.cuda_driver import Cuda, CudaError, DeviceMemory
 from streaming.errors import DeviceError
 from streaming.messages import ArenaMemory, FellBack
 from streaming.options import DestinationOptions
+from streaming.process import show_devices
 
 # What the arena's neighbours in GPU memory need: contexts, activations, workspaces.
 _HEADROOM = 1.1
@@ -86,6 +87,7 @@ class Destination:
     def _start(self) -> None:
         """Find the GPU, see what it allows, and only then make a context on it."""
         try:
+            show_devices(self._options.visible_devices)
             self._cuda = Cuda.find()
             self._obstacle = self._cuda.obstacle()
             if not self._obstacle:

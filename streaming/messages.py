@@ -6,7 +6,7 @@
       Layout                    ->            which tensors to land, in which dtype, beside which
                                 <-  Planned (+ arena fd)
                                 <-  FellBack ...
-                                <-  LandedChunks ...
+                                <-  LandedChunks ...   or Staged (+ the shard's fd) ...
                                 <-  PhaseTimed ...
                                 <-  Landed | LoadFailed
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import msgspec
 
 from streaming.errors import ErrorReport
-from streaming.options import DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +141,8 @@ class Plan(msgspec.Struct, frozen=True):
 class ArenaMemory(msgspec.Struct, frozen=True):
     """What the arena's descriptor stands for: `nbytes` of host memory (a memfd) or of the GPU.
 
-    `kind` is "host" or "device". Device memory is rounded up to the driver's granularity.
+    `kind` is "host", "device" or "staged". Device memory is rounded up to the driver's granularity. Staged memory
+    has no descriptor: the engine makes it, of shards on disk.
     """
 
     kind: str
@@ -157,10 +158,14 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The first message to a loader. With `resume`, the arena's fd travels with it."""
+    """The first message to a loader. With `resume`, the arena's fd travels with it.
+
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`.
+    """
 
     origin: Origin
     uri: str
+    strategy: str = DIRECT_GPU
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
@@ -189,7 +194,7 @@ class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The plan, and when the first byte of it will be asked for (CLOCK_BOOTTIME); the arena's fd travels with it."""
+    """The plan, and when the first byte of it will be asked for (CLOCK_BOOTTIME); the arena's fd, if any, travels with it."""
 
     origin: Origin
     plan: Plan
@@ -202,6 +207,13 @@ class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     origin: Origin
     chunk_ids: tuple[int, ...]
+
+
+class Staged(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """This shard is on disk, whole, and its chunks with it; its descriptor travels with this."""
+
+    origin: Origin
+    shard: str
 
 
 class FellBack(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -242,4 +254,4 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 ToLoader = LoadRequest | Layout
-FromLoader = Described | Planned | FellBack | LandedChunks | PhaseTimed | Landed | LoadFailed
+FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Landed | LoadFailed

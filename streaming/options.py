@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 
 MIB = 1 << 20
+# How weights get to the device: chunk by chunk, or in whole shards by way of the disk.
+DIRECT_GPU, HOST_STAGING = "direct-gpu", "host-staging"
 
 
 class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +67,10 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
 class DestinationOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which memory the weights land in.
 
-    `device` is "cpu" or "cuda" (the first GPU that the process sees). Without `host_fallback`, device memory
+    `device` is "cpu" or "cuda": the GPU that `visible_devices` names, as CUDA_VISIBLE_DEVICES has it. Without `host_fallback`, device memory
     that cannot be shared, or staging memory that cannot be pinned, is an error.
     """
 
     device: str = "cpu"
+    visible_devices: str = "0"
     host_fallback: bool = True

@@ -92,6 +92,7 @@ class _Shared:
                 data = self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
                 self._fetched_s = boottime_s()  # of several lanes the last one writes last
                 lane.land(chunk, memoryview(data))
+                del data  # or a third chunk would be held while the next one is fetched
             lane.finish()
         except BaseException as error:  # noqa: BLE001 - it is raised again on the caller's thread
             self._errors.put(error)

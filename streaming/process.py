@@ -11,8 +11,11 @@ import signal
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
+_M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK_BYTES = 1 << 20
+_M_ARENA_MAX = -8
+_HEAP_BLOCK_BYTES = 32 << 20  # the most that glibc takes
+_KEEP_ALL = (1 << 31) - 1
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -43,11 +46,17 @@ def give_way() -> None:
     os.nice(_NICENESS)
 
 
-def return_large_blocks() -> None:
-    """Have the allocator give large blocks back to the kernel as soon as they are freed.
+def show_devices(visible: str) -> None:
+    """Let this process see the GPU `visible` only; CUDA reads the variable when it starts."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
-    By itself glibc raises its threshold to the size of the first chunks that are freed, and keeps the later
-    ones in its heaps: the loader's peak then grew with the model, from 200 MiB at 256 MiB of weights to
-    420 MiB at 3 GiB, where it now stays at 250 MiB.
+
+def reuse_large_blocks() -> None:
+    """Have the allocator keep the few large blocks that fetched chunks come in, and use them again.
+
+    One heap, no mapping of its own for a chunk, nothing returned to the kernel: a block that is mapped anew has
+    4,096 pages to be zeroed. By itself glibc spreads chunks over a heap per thread, which grows with the model.
     """
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+    libc = ctypes.CDLL(None)
+    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEEP_ALL)):
+        libc.mallopt(option, value)

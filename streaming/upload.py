@@ -1,7 +1,6 @@
 """Push: a local checkpoint folder into an Azure container, checked by the service, free to repeat.
 
-Takes a folder and an `az://` URI, gives a report. The only file that knows azure-storage-blob. Knows no
-other store, no tensor and no environment.
+Takes a folder and an `az://` URI, gives a report. Knows no other store, no tensor and no environment.
 """
 
 from __future__ import annotations
@@ -16,24 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    HttpResponseError,
-    ResourceExistsError,
-    ResourceNotFoundError,
-)
-from azure.storage.blob import BlobClient, ContainerClient, ContentSettings, ExponentialRetry
+from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
+from azure.storage.blob import BlobClient, ContainerClient, ContentSettings
 from tqdm import tqdm
 
-from streaming.credentials import sdk_credential
-from streaming.errors import (
-    AccessDenied,
-    BlobNotFound,
-    CheckpointError,
-    SourceError,
-    SourceUnavailable,
-)
+from streaming.blob_client import blob_name, open_container, translated
+from streaming.errors import CheckpointError, SourceError
 from streaming.options import MIB, PipelineOptions, SourceOptions
 from streaming.uri import AzureLocation, parse
 
@@ -41,7 +28,7 @@ from streaming.uri import AzureLocation, parse
 _LEFT_OUT_SUFFIXES = frozenset({".bin", ".gguf", ".h5", ".lock", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".tflite"})
 _BLOCKS = PipelineOptions(chunk_bytes=8 * MIB)
 _FILES_AT_ONCE = 4
-_FORBIDDEN = 403
+_NEEDS = "push needs a credential that may list, read, create and write there (Storage Blob Data Contributor)"
 
 _log = logging.getLogger(__name__)
 
@@ -98,9 +85,9 @@ def push(
     total_bytes = sum(path.stat().st_size for path in files)
     # None: a bar only where stderr is a terminal.
     bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="push", disable=quiet or None)
-    with bar, _translated(location), _container(location, source, pipeline.chunk_bytes) as container:
+    with bar, _translated(location), open_container(location, source, pipeline.chunk_bytes) as container:
         existing = _list_or_create(container, location)
-        upload = _Push(container, location.prefix, existing, bar, max(1, pipeline.lanes // _FILES_AT_ONCE))
+        upload = _Push(container, location, existing, bar, max(1, pipeline.lanes // _FILES_AT_ONCE))
         shards = [path for path in files if path.suffix == ".safetensors"]
         sent = upload.send(shards) + upload.send([path for path in files if path not in shards])
     sent_bytes = sum(path.stat().st_size for path in sent)
@@ -131,13 +118,13 @@ class _Push:
     def __init__(
         self,
         container: ContainerClient,
-        prefix: str,
+        location: AzureLocation,
         existing: dict[str, _Existing],
         bar: tqdm[Any],
         blocks_per_file: int,
     ):
         self._container = container
-        self._prefix = prefix
+        self._location = location
         self._existing = existing
         self._bar = bar
         self._blocks_per_file = blocks_per_file
@@ -159,7 +146,7 @@ class _Push:
 
     def _send_if_changed(self, path: Path) -> bool:
         md5 = _md5(path)
-        name = f"{self._prefix}/{path.name}".lstrip("/")
+        name = blob_name(self._location, path.name)
         if self._existing.get(name) == _Existing(path.stat().st_size, md5):
             self._advance(path.stat().st_size)
             return False
@@ -192,22 +179,6 @@ class _Push:
             self._bar.update(nbytes)
 
 
-def _container(location: AzureLocation, source: SourceOptions, block_bytes: int) -> ContainerClient:
-    return ContainerClient(
-        location.account_url,
-        location.container,
-        credential=sdk_credential(source.azure),
-        max_block_size=block_bytes,
-        max_single_put_size=block_bytes,
-        connection_timeout=source.connect_timeout_s,
-        read_timeout=source.request_timeout_s,
-        # The client's own default waits 15 s before its first retry.
-        retry_policy=ExponentialRetry(
-            initial_backoff=1, increment_base=2, retry_total=source.max_retries, random_jitter_range=1
-        ),
-    )
-
-
 def _list_or_create(container: ContainerClient, location: AzureLocation) -> dict[str, _Existing]:
     """The blobs under the prefix, by their names in the container; creates a missing container."""
     prefix = f"{location.prefix}/" if location.prefix else None
@@ -233,41 +204,9 @@ def _md5(path: Path) -> bytes:
 
 @contextmanager
 def _translated(location: AzureLocation) -> Iterator[None]:
-    """Turn the client's errors into ours, quoting nothing that could hold a URL's signature or a key."""
+    """The service's errors as ours, and those of the files that are read."""
     try:
-        yield
-    except ClientAuthenticationError as error:
-        raise _denied(location, error) from error
-    except ResourceNotFoundError as error:
-        raise BlobNotFound(f"{location}: not found in {location.account_url}: check account and container") from error
-    except HttpResponseError as error:
-        if error.status_code == _FORBIDDEN:
-            raise _denied(location, error) from error
-        raise SourceUnavailable(
-            f"{location}: the service answered {error.status_code} {_code(error)} after every retry"
-        ) from error
-    except AzureError as error:
-        raise SourceUnavailable(f"{location}: no answer from {location.account_url}: {_cause(error)}") from error
+        with translated(location, _NEEDS):
+            yield
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def _denied(location: AzureLocation, error: ClientAuthenticationError | HttpResponseError) -> AccessDenied:
-    return AccessDenied(
-        f"{location}: access denied ({_code(error)}): push needs a credential that may list, read, create and write "
-        f"there (Storage Blob Data Contributor)"
-    )
-
-
-def _code(error: HttpResponseError) -> str:
-    return str(getattr(error, "error_code", None) or error.reason or type(error).__name__)
-
-
-def _cause(error: BaseException) -> str:
-    """What the operating system said, if it said anything."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
-    return type(error).__name__

@@ -11,7 +11,6 @@ import os
 import select
 import socket
 import struct
-import threading
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -22,7 +21,8 @@ T = TypeVar("T")
 _LENGTH = struct.Struct(">I")
 # Far above the largest honest message (a 30 MB tokenizer.json); a wild length is a broken peer.
 _MAX_FRAME_BYTES = 1 << 30
-_MAX_FDS = 4
+# The kernel's own limit (SCM_MAX_FD).
+MAX_FDS = 253
 _FD_BYTES = array.array("i").itemsize
 
 _encoder = msgspec.msgpack.Encoder()
@@ -66,19 +66,17 @@ class Connection(Generic[T]):
         self._frame = bytearray()
         self._frame_bytes: int | None = None
         self._fds: list[int] = []
-        self._sending = threading.Lock()
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
-        """Write one message, blocking until the kernel has taken all of it; from any thread.
+        """Write one message, blocking until the kernel has taken all of it.
 
         Raises:
             ConnectionClosed: Nobody reads any more.
         """
         left = memoryview(encode(message))
-        with self._sending:  # a frame must not be cut by another
-            while left:
-                sent = send_some(self.sock, left, fds)
-                left, fds = left[sent:], ()
+        while left:
+            sent = send_some(self.sock, left, fds)
+            left, fds = left[sent:], ()
 
     def recv(self) -> tuple[T, list[int]]:
         """The next message and its descriptors (close-on-exec), blocking until it is whole.
@@ -130,7 +128,7 @@ class Connection(Generic[T]):
             try:
                 data, ancillary, _flags, _address = self.sock.recvmsg(
                     want_bytes - len(self._frame),
-                    socket.CMSG_SPACE(_MAX_FDS * _FD_BYTES),
+                    socket.CMSG_SPACE(MAX_FDS * _FD_BYTES),
                     socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
                 )
             except BlockingIOError:

@@ -26,9 +26,10 @@ from streaming.messages import (
     Plan,
     Planned,
     Resume,
+    Staged,
     TensorLayout,
 )
-from streaming.options import DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
 from streaming.wire import Connection, ConnectionClosed
 
 ORIGIN = Origin(arena_id="test")
@@ -42,6 +43,7 @@ class Load:
     plan: Plan | None = None
     fd: int | None = None
     memory: ArenaMemory | None = None
+    staged: dict[str, int] = field(default_factory=dict)
     fallbacks: list[FellBack] = field(default_factory=list)
     landed_chunk_ids: list[int] = field(default_factory=list)
     report: LoadReport | None = None
@@ -66,6 +68,7 @@ def as_stored(described: Described) -> Layout:
 def load(
     uri: str,
     *,
+    strategy: str = DIRECT_GPU,
     source: SourceOptions | None = None,
     pipeline: PipelineOptions | None = None,
     destination: DestinationOptions | None = None,
@@ -78,6 +81,7 @@ def load(
     request = LoadRequest(
         origin=ORIGIN,
         uri=uri,
+        strategy=strategy,
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         destination=destination or DestinationOptions(),
@@ -125,7 +129,12 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
         case Described():
             result.described = message
         case Planned(plan=plan, memory=memory):
-            result.plan, result.fd, result.memory = plan, fds[0], memory
+            result.plan, result.fd, result.memory = plan, next(iter(fds), None), memory
+            for fd in fds:
+                weakref.finalize(result, os.close, fd)
+        case Staged(shard=shard):
+            result.staged[shard] = fds[0]
+            result.landed_chunk_ids += (chunk.chunk_id for chunk in result.plan.chunks if chunk.shard == shard)
             weakref.finalize(result, os.close, fds[0])
         case FellBack():
             result.fallbacks.append(message)

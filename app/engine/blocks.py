@@ -22,10 +22,10 @@ class BlockAllocator:
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
         self._free = set(range(num_blocks))
-        bits = max(1, (num_blocks - 1).bit_length())
-        self._rank = [_reversed_bits(block, bits) for block in range(num_blocks)]
-        # May hold blocks that are taken (as somebody's next in a row): `_start` skips them.
-        self._starts = sorted((rank, block) for block, rank in enumerate(self._rank))
+        self._rank = _reversed_bits((num_blocks - 1).bit_length())
+        # Reversing twice changes nothing, so a rank's block is its reverse. May hold blocks that are taken (as
+        # somebody's next in a row): `_start` skips them.
+        self._starts = [(rank, block) for rank, block in enumerate(self._rank) if block < num_blocks]
         self._in_starts = set(self._free)
 
     @property
@@ -71,5 +71,9 @@ class BlockAllocator:
                 return block
 
 
-def _reversed_bits(value: int, bits: int) -> int:
-    return int(f"{value:0{bits}b}"[::-1], 2)
+def _reversed_bits(bits: int) -> list[int]:
+    """Every number of so many bits with its bits in reverse order."""
+    reverses = [0]
+    for _ in range(bits):
+        reverses = [2 * reverse for reverse in reverses] + [2 * reverse + 1 for reverse in reverses]
+    return reverses

@@ -1,4 +1,4 @@
-"""What the engine does while torch is being imported: hear what to bind, start CUDA, map the arena.
+"""What the engine does while torch is being imported: start CUDA and cuBLAS, hear what to bind, map the arena.
 
 Takes the connection, gives what was heard and where the arena lies. Free of torch; runs in a thread, whose
 calls into the driver need no GIL. Knows no tensor.
@@ -7,11 +7,18 @@ calls into the driver need no GIL. Knows no tensor.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 
-from app.messages import BindArena, ToEngine
+from app.engine.cublas_start import start_cublas
+from app.messages import BindArena, StartEngine, ToEngine
+from app.telemetry.logs import configure
 from streaming.cuda_driver import Cuda
+from streaming.process import show_devices
 from streaming.wire import Connection
+
+_LIBRARIES_POLL_S = 0.02
 
 
 class EarlyStart:
@@ -19,12 +26,10 @@ class EarlyStart:
 
     Args:
         connection: To the server; nobody else may read from it until `first_message` has returned.
-        device: "cpu" or "cuda".
     """
 
-    def __init__(self, connection: Connection[ToEngine], device: str):
+    def __init__(self, connection: Connection[ToEngine]):
         self._connection = connection
-        self._device = device
         self.cuda: Cuda | None = None  # the GPU, once it has started
         self._first: tuple[ToEngine, list[int]] | None = None
         self._addresses: dict[int, int] = {}  # by the descriptor that was mapped there
@@ -55,11 +60,28 @@ class EarlyStart:
 
     def _run(self) -> None:
         try:
-            if self._device == "cuda":
+            start, _ = self._connection.recv()
+            assert isinstance(start, StartEngine)  # the server says this first
+            configure(start.log_level)
+            if start.device == "cuda":
+                show_devices(start.visible_devices)
                 self.cuda = Cuda.find()
                 self.cuda.start()
             self._first = message, fds = self._connection.recv()
-            if isinstance(message, BindArena) and message.memory.kind == "device":
-                self.arena_address(fds[0], message.memory.nbytes)
+            if self.cuda is not None and isinstance(message, BindArena):
+                if message.memory.kind == "device":
+                    self.arena_address(fds[0], message.memory.nbytes)
+                _start_cublas(self.cuda, message)
         except Exception as error:  # noqa: BLE001 - it is raised again where the result is needed
             self._error = error
+
+
+def _start_cublas(cuda: Cuda, request: BindArena) -> None:
+    """Load the kernels of the model's matrix products as soon as torch has brought its cuBLAS along.
+
+    Not sooner: two threads that load libraries wait for one another, and one of them with the GIL.
+    """
+    while "torch._C" not in sys.modules:
+        time.sleep(_LIBRARIES_POLL_S)
+    matrices = [extent for extent in request.extents.values() if len(extent.shape) == 2]
+    start_cublas(cuda, matrices[0].dtype, {(extent.shape[0], extent.shape[1]) for extent in matrices})

@@ -28,7 +28,7 @@ class Inbox:
 
     def __init__(self, connection: Connection[ToEngine], first: tuple[ToEngine, list[int]]):
         self._connection = connection
-        self._first: tuple[ToEngine, list[int]] | None = first
+        self._early = [first]
 
     def wait_for(self, kind: type[M]) -> tuple[M, list[int]]:
         """Block until the server says `kind`; what it says before is out of turn and ignored.
@@ -38,11 +38,17 @@ class Inbox:
             ModelUnsupported: It asked for a conversion that cannot be done.
         """
         while True:
-            (message, fds), self._first = self._first or self._connection.recv(), None
+            message, fds = self._early.pop(0) if self._early else self._connection.recv()
             if isinstance(message, kind):
                 return message, fds
             if not self._answered(message):
                 logger.warning("ignored %s before %s", type(message).__name__, kind.__name__)
+
+    def has_come(self, kind: type[M]) -> bool:
+        """Whether the server has said `kind` already; it is kept for `wait_for`."""
+        while received := self._connection.try_recv():
+            self._early.append(received)
+        return any(isinstance(message, kind) for message, _ in self._early)
 
     def receive(self, block: bool) -> Iterator[ToEngine]:
         """Every message that has arrived; with `block`, at least waits until something has.

@@ -67,7 +67,18 @@ def _view(name: str, parameter: torch.Tensor, arena: torch.Tensor, extents: Mapp
     end = extent.start + extent.nbytes
     if extent.nbytes != parameter.nbytes or end > arena.nbytes:
         raise CheckpointError(f"{name} lies at bytes [{extent.start}, {end}) of an arena of {arena.nbytes}")
-    return arena[extent.start : end].view(dtype).view(extent.shape)
+    return stored(name, arena, extents)
+
+
+def stored(name: str, arena: torch.Tensor, extents: Mapping[str, Extent]) -> torch.Tensor:
+    """The tensor of this name, as a view of `arena` (bytes,).
+
+    Raises:
+        CheckpointError: It has no extent, or a dtype that is not one of ours.
+    """
+    extent = _extent(name, extents)
+    flat = arena[extent.start : extent.start + extent.nbytes]
+    return flat.view(_torch_dtype(name, extent)).view(extent.shape)
 
 
 def _extent(name: str, extents: Mapping[str, Extent]) -> Extent:

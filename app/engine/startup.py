@@ -20,7 +20,7 @@ from app.engine.model_runner import ModelRunner
 from app.engine.models.decoder import Decoder
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
-from app.engine.warmup import check_weights, warm_up
+from app.engine.warmup import check_weights, warm_up, warm_up_sampler
 from app.engine.weights import Weights, from_host, in_place_on_gpu
 from app.messages import BindArena, EngineFailed, EngineOptions, EngineReady, ToEngine, WeightsLanded
 from streaming.clock import boottime_s
@@ -59,16 +59,21 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart) -> NoReturn:
     with _timed(connection, "engine.cache"):
         blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
         cache = KVCache(model.config, model.dtype, model.device, blocks.num_blocks, options.block_size_tokens)
-    with _timed(connection, "engine.warmup"):
-        runner = ModelRunner(model, cache)
-        warm_up(runner, blocks, options.block_size_tokens)
-    if model.device.type == "cuda":
-        with _timed(connection, "engine.capture"):
-            runner.capture_first_graph()
-    landed, _ = inbox.wait_for(WeightsLanded)
+    runner = ModelRunner(model, cache)
+    sampler = warm_up_sampler(model)
+    if not inbox.has_come(WeightsLanded):  # else the pass over the real weights is the first one, and enough
+        with _timed(connection, "engine.warmup"):
+            warm_up(runner, blocks, options.block_size_tokens)
+            sampler.join()  # nothing else may run beside a capture
+        if model.device.type == "cuda":
+            with _timed(connection, "engine.capture"):
+                runner.capture_first_graph()
+    landed, shard_fds = inbox.wait_for(WeightsLanded)
+    with _timed(connection, "weights.load"):
+        weights.landed(landed.shards, shard_fds)
     with _timed(connection, "engine.first_pass"):
-        weights.landed()
         check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
+        sampler.join()
     # A sequence longer than the cache could never run, so the server should refuse it as too long.
     max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
     connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
@@ -84,6 +89,10 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart) -> NoReturn:
 
 def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:
     """The weights' memory, mapped; a fallback is told to the server, or is an error."""
+    if request.memory.kind == "staged":
+        from app.engine.staged_weights import StagedWeights
+
+        return StagedWeights(request.memory.nbytes, request.extents, request.options.device)
     if len(fds) != 1:
         raise CheckpointError(f"the arena came with {len(fds)} file descriptors instead of one")
 

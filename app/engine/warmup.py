@@ -5,10 +5,15 @@ Takes a runner and a scheduler of its own making; leaves no block taken and no v
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import torch
 
 from app.engine.blocks import BlockAllocator
 from app.engine.model_runner import ModelRunner
+from app.engine.models.decoder import Decoder
+from app.engine.sampler import Draw, sample
 from app.engine.scheduler import Span
 from app.engine.sequence import Sequence
 from app.messages import SamplingParams
@@ -18,17 +23,25 @@ _WARMUP_TOKENS = 16
 
 
 def warm_up(runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int) -> None:
-    """One prefill and one decode step, so that the first request pays for no first call.
+    """One prefill, so that the first request pays for no first call.
 
     The weights may be anything (zeros, half a checkpoint, NaN): what comes out is dropped.
     """
-    tokens = min(_WARMUP_TOKENS, blocks.num_blocks * block_size_tokens - 1)
-    sequence = _scratch_sequence([0] * tokens)
-    sequence.block_ids = blocks.allocate(-(-(tokens + 1) // block_size_tokens), after=None)
-    runner.run([Span(sequence, 0, tokens)])
-    sequence.append(0)
-    runner.run([Span(sequence, tokens, tokens + 1)])
-    blocks.free(sequence.block_ids)
+    _pass(runner, blocks, block_size_tokens, (0,))
+
+
+def warm_up_sampler(model: Decoder) -> threading.Thread:
+    """Draw tokens in every way, in a thread: a GPU loads each kernel on first use, a tenth of a second in all."""
+
+    def run() -> None:
+        logits = torch.zeros(2, model.config.vocab_size, dtype=model.dtype, device=model.device)
+        ways = (SamplingParams(max_tokens=1, temperature=1.0), SamplingParams(max_tokens=1, temperature=1.0, top_k=2))
+        with torch.inference_mode():
+            sample(logits, [Draw(way, seed=0, position=0) for way in ways])
+
+    thread = threading.Thread(target=run, name="warm-up-sampler", daemon=True)
+    thread.start()
+    return thread
 
 
 def check_weights(
@@ -39,14 +52,21 @@ def check_weights(
     Raises:
         CheckpointError: The logits are not finite.
     """
-    capacity_tokens = min(_WARMUP_TOKENS, blocks.num_blocks * block_size_tokens)
-    prompt = list(token_ids[:capacity_tokens]) or [0]
-    sequence = _scratch_sequence(prompt)
-    sequence.block_ids = blocks.allocate(-(-len(prompt) // block_size_tokens), after=None)
-    logits = runner.logits([Span(sequence, 0, len(prompt))])
-    blocks.free(sequence.block_ids)
-    if not torch.isfinite(logits).all():
+    if not _pass(runner, blocks, block_size_tokens, token_ids or (0,)):
         raise CheckpointError("the model's logits are not finite: the checkpoint's weights are damaged")
+
+
+def _pass(runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int, token_ids: tuple[int, ...]) -> bool:
+    """One prefill of 16 tokens, whatever is to be computed: another number of rows might need other kernels.
+
+    Returns whether every logit is finite.
+    """
+    tokens = min(_WARMUP_TOKENS, blocks.num_blocks * block_size_tokens)
+    sequence = _scratch_sequence(list(itertools.islice(itertools.cycle(token_ids), tokens)))
+    sequence.block_ids = blocks.allocate(-(-tokens // block_size_tokens), after=None)
+    logits = runner.logits([Span(sequence, 0, tokens)])
+    blocks.free(sequence.block_ids)
+    return bool(torch.isfinite(logits).all())
 
 
 def _scratch_sequence(token_ids: list[int]) -> Sequence:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from app.messages import StagedShard
 from streaming.cuda_driver import Cuda, CudaError
 from streaming.errors import DeviceError
 from streaming.messages import FellBack
@@ -26,8 +27,8 @@ class Weights(Protocol):
 
     flat: torch.Tensor
 
-    def landed(self) -> None:
-        """Every byte is in the arena: do what is left to do."""
+    def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
+        """Every byte is in the arena, or in `shards`, open as `fds`: do what is left to do."""
 
 
 class InPlace:
@@ -36,7 +37,7 @@ class InPlace:
     def __init__(self, flat: torch.Tensor):
         self.flat = flat
 
-    def landed(self) -> None:
+    def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
         """Nothing is left to do."""
 
 
@@ -62,7 +63,7 @@ class CopiedToGpu:
         else:
             self._pinned = True
 
-    def landed(self) -> None:
+    def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:  # noqa: ARG002 - the protocol's
         """Copy everything, in pieces that need little memory of the driver's."""
         for start in range(0, self._host.nbytes, _PIECE_BYTES):
             piece = slice(start, start + _PIECE_BYTES)

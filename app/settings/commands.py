@@ -13,17 +13,22 @@ import msgspec
 from app.settings.device import choose_device
 from app.settings.kinds import shown_bytes
 from app.settings.model import default_model_name
-from app.settings.parser import command_name, split
+from app.settings.parser import FORMS, Line, command_name, split
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, Given, from_environment, from_file, from_flags
-from app.settings.tree import SECTIONS, Settings, check_served
+from app.settings.tree import ROWS, SECTIONS, Settings, check_served
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What the user asked for: "serve", "push" or "inspect", its positional arguments, its settings."""
+    """What the user asked for: one of `parser.FORMS`, its positional arguments, its settings, its own flags' values.
+
+    `serve_words` is the same command line for `serve`, where the command takes that.
+    """
 
     name: str
     arguments: tuple[str, ...]
     settings: Settings
+    options: dict[str, Any]
+    serve_words: tuple[str, ...]
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
@@ -35,6 +40,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     """
     name = command_name(argv)
     line = split(name, argv[1:])
+    serve_words = _serve_words(line) if FORMS[name].serves else ()
     path = line.flags.pop(CONFIG_FLAG, [environ.get(CONFIG_VARIABLE, "")])[-1]
     settings = _settings(
         (
@@ -43,16 +49,26 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
             from_flags(line.flags, line.arguments.get("URI")),
         )
     )
-    if name == "serve":
+    if FORMS[name].serves:
         check_served(settings)
         device = choose_device(settings.engine.device, environ)
         settings = msgspec.structs.replace(settings, device=device)
-    return Command(name, tuple(line.arguments.values()), settings)
+    return Command(name, tuple(line.arguments.values()), settings, line.options, serve_words)
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """The settings of `coldstream serve` with these words; raises as `parse` does."""
     return parse(["serve", *argv], environ).settings
+
+
+def _serve_words(line: Line) -> tuple[str, ...]:
+    """The command line again, without the command's own flags."""
+    flags = {flag: kind for row in ROWS for flag, kind in row.flags().items()}
+    words = ["serve", *line.arguments.values()]
+    for flag, texts in line.flags.items():
+        is_bare = flag in flags and not flags[flag].metavar
+        words += [flag] if is_bare else [f"{flag}={text}" for text in texts]
+    return tuple(words)
 
 
 def _settings(layers: Iterable[Mapping[str, Given]]) -> Settings:

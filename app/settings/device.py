@@ -27,10 +27,6 @@ class Device(msgspec.Struct, frozen=True):
     kind: str
     visible: str
 
-    def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """`environ` for a process that runs on this device."""
-        return {**environ, _VISIBLE: self.visible}
-
 
 def choose_device(wish: str, environ: Mapping[str, str]) -> Device:
     """The device that `wish` ("auto", "cpu", "cuda" or "cuda:N", counted among the visible GPUs) means here.

@@ -6,7 +6,8 @@ Knows no source of bytes and no engine.
 from typing import Annotated
 
 from app.settings.kinds import BOOL, TEXT, TEXTS, URI, bare, choice, count, integer, mapped, number, switch
-from app.settings.table import CPU_ONLY, Section, Setting
+from app.settings.table import Section, Setting
+from streaming.options import DIRECT_GPU, HOST_STAGING
 
 _LOAD_FORMATS = mapped(dict.fromkeys(("auto", "safetensors", "runai_streamer"), "safetensors"))
 
@@ -54,14 +55,12 @@ class ModelSettings(Section, frozen=True, kw_only=True):
     load_strategy: Annotated[
         str,
         Setting(
-            choice("direct-gpu", "host-staging"),
-            "How bytes reach the device.",
+            choice(DIRECT_GPU, HOST_STAGING),
+            "How weights reach the device: streamed into its memory, or, to compare, by way of whole shards on disk.",
             variables=("MODEL_LOAD_STRATEGY",),
-            keys=(("direct_gpu_load", switch("direct-gpu", "host-staging")),),
-            status=f"not yet active: {CPU_ONLY}, where weights land in the memory they are served from; with a "
-            "GPU it will choose between copying each chunk as it arrives and staging in host memory first",
+            keys=(("direct_gpu_load", switch(DIRECT_GPU, HOST_STAGING)),),
         ),
-    ] = "direct-gpu"
+    ] = DIRECT_GPU
     pinned_host_fallback: Annotated[
         bool,
         Setting(

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from app.errors import UsageError
+from app.settings import bench
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of, unknown
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
@@ -22,11 +23,20 @@ _HELP_COLUMNS = 110
 
 
 class Form(msgspec.Struct, frozen=True):
-    """What a command looks like: what it does, its arguments, and the sections whose flags it takes."""
+    """What a command looks like: what it does, its arguments, the sections whose flags it takes, flags of its own.
+
+    `help` may go on after its first line.
+    """
 
     help: str
     arguments: tuple[str, ...]
     sections: tuple[str, ...]
+    options: dict[str, bench.Option] = {}
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes the command line of `serve`."""
+        return "model" in self.sections
 
 
 _SOURCE_SECTIONS = ("storage", "observability")
@@ -34,14 +44,16 @@ FORMS = {
     "serve": Form("stream a model's weights and serve it over the OpenAI API", ("URI",), tuple(SECTIONS)),
     "push": Form("upload a local checkpoint to a container", ("SRC", "URI"), _SOURCE_SECTIONS),
     "inspect": Form("show what a checkpoint holds, from its headers alone", ("URI",), _SOURCE_SECTIONS),
+    "bench": Form(bench.HELP, ("URI",), tuple(SECTIONS), bench.OPTIONS),
 }
 
 
 class Line(msgspec.Struct, frozen=True):
-    """A command line, split: arguments by name, in order, and texts by flag."""
+    """A command line, split: arguments by name, in order, texts by flag, and values of the command's own flags."""
 
     arguments: dict[str, str]
     flags: dict[str, list[str]]
+    options: dict[str, Any]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,12 +82,22 @@ def split(name: str, words: Sequence[str]) -> Line:
         # A value, or a key that begins with a dash, is not repeated: it may be a secret.
         flag = stray.partition("=")[0] if stray.startswith("--") else stray[:2]
         flags = names_of(Row.flags, _rows(form.sections))
-        raise unknown("flag", flag, [CONFIG_FLAG, *flags], f"see {parser.prog} --help")
+        raise unknown("flag", flag, [CONFIG_FLAG, *flags, *form.options], f"see {parser.prog} --help")
     if extra:  # not repeated: a stray word may be half of a secret
         parser.error(f"too many arguments: expected {' '.join(form.arguments)}")
     flags_given: dict[str, Any] = vars(known)
     arguments = {key: flags_given.pop(key) for key in form.arguments}
-    return Line({key: word for key, word in arguments.items() if word is not None}, flags_given)
+    options = {flag: _value(flag, option, flags_given.pop(flag, None)) for flag, option in form.options.items()}
+    return Line({key: word for key, word in arguments.items() if word is not None}, flags_given, options)
+
+
+def _value(flag: str, option: bench.Option, texts: list[str] | None) -> Any:
+    if texts is None:
+        return option.default
+    try:
+        return option.kind.read(texts[-1])
+    except ValueError as error:
+        raise UsageError(f"flag {flag}: expected {option.kind.accepts}, got {texts[-1]!r}") from error
 
 
 def command_name(words: Sequence[str]) -> str:
@@ -102,7 +124,9 @@ def command_name(words: Sequence[str]) -> str:
 
 
 def _overview() -> _Parser:
-    lines = (f"  {' '.join((name, *form.arguments)):<16} {form.help}" for name, form in FORMS.items())
+    lines = (
+        f"  {' '.join((name, *form.arguments)):<16} {form.help.partition(chr(10))[0]}" for name, form in FORMS.items()
+    )
     commands = "\n".join(("commands:", *lines, "", "`coldstream COMMAND --help` lists its flags and variables."))
     parser = _Parser(prog="coldstream", usage="coldstream COMMAND ...", description=commands)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
@@ -113,10 +137,13 @@ def _command_parser(name: str, form: Form) -> _Parser:
     usage = f"coldstream {name} {' '.join(form.arguments)} [FLAGS]"
     parser = _Parser(prog=f"coldstream {name}", usage=usage, description=form.help)
     for argument in form.arguments:
-        # serve's URI may come from a flag, a variable or the file instead.
-        parser.add_argument(argument, nargs="?" if name == "serve" else None)
+        # A model's URI may come from a flag, a variable or the file instead.
+        parser.add_argument(argument, nargs="?" if form.serves else None)
+    for flag, option in form.options.items():
+        default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+        _add(parser, flag, option.kind.metavar, f"{option.help} Expects {option.kind.accepts}; default: {default}.")
     _add(parser, CONFIG_FLAG, "FILE", f"YAML file with the sections below. [{CONFIG_VARIABLE}]")
-    if name == "serve":
+    if form.serves:
         _add(parser, LOADER_FLAG, "JSON", "vLLM's form of --concurrency and --memory-limit.")
     for section in form.sections:
         rows = _rows((section,))

@@ -13,8 +13,6 @@ import msgspec
 from app.settings.kinds import Kind
 
 ACTIVE = "active"
-# Why a setting of the GPU is not active.
-CPU_ONLY = "this version serves on the CPU"
 # A name of a setting, with the kind of value under that name where it is not the setting's own.
 Alias = str | tuple[str, Kind]
 

@@ -28,6 +28,7 @@ from app.messages import (
     FromEngine,
     RequestFailed,
     SamplingParams,
+    StartEngine,
     StepOutput,
     Submit,
     WeightsLanded,
@@ -56,6 +57,7 @@ class Engine:
                 env=dict(os.environ) | environ,
             )
         self.connection: Connection[FromEngine] = Connection(ours, FromEngine)
+        self.connection.send(StartEngine())
         self.phases: list[PhaseTimed] = []
         self.seen: set[str] = set()  # whose tokens came
 
@@ -163,6 +165,7 @@ def test_weights_that_land_after_the_binding_are_served(start, arena):
         "engine.bind",
         "engine.cache",
         "engine.warmup",
+        "weights.load",
         "engine.first_pass",
     ]
     ends = [mark for phase in engine.phases for mark in (phase.start_s, phase.end_s)]

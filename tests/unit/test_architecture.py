@@ -80,7 +80,9 @@ def test_text_knows_neither_http_nor_engine():
     [
         ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
         ("azure.identity", {"streaming/credentials.py"}),
-        ("azure.storage", {"streaming/upload.py"}),
+        # staging.py only names the type of the client that blob_client.py opens.
+        ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
+        ("safetensors", {"app/engine/staged_weights.py"}),
         ("yaml", {"app/settings/yaml_file.py"}),
         ("fastapi", None),
     ],
@@ -103,7 +105,7 @@ def test_only_settings_and_the_entry_point_touch_the_environment():
     """`os.environ` is read once, at t=0, and handed to the settings and to the children."""
     users = [path for path in files("app", "streaming") if "os.environ" in ast.unparse(ast.parse(path.read_text()))]
     code = [str(path.relative_to(ROOT)) for path in users if _uses_environ(path)]
-    assert code == ["app/__main__.py"]
+    assert code == ["app/__main__.py", "streaming/process.py"]
 
 
 def _uses_environ(path: Path) -> bool:

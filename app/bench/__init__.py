@@ -1,0 +1,1 @@
+"""`coldstream bench`: cold starts of a user's model, measured and compared."""

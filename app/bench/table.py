@@ -1,0 +1,84 @@
+"""Milestones to columns, columns to medians, gains and a verdict. Pure arithmetic and text.
+
+Takes the milestones that `/startupz` shows (seconds since exec), by strategy and run. Knows no server.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from app.settings.bench import COLUMNS
+
+Run = dict[str, float]
+Spread = dict[str, float]
+Figures = dict[str, dict[str, Spread]]
+
+# What a cluster's autoscaler takes to look again.
+_CYCLE_S = (30, 60)
+_SPANS = {
+    "fetch_s": ("artifact_fetch_start", "artifact_fetch_end"),
+    "stage_s": ("artifact_fetch_end", "host_staging_complete"),
+    "load_s": ("host_staging_complete", "model_load_complete"),
+    "ttft_s": ("model_load_complete", "first_token_time"),
+}
+_CELL_WIDTH = 22
+
+
+def columns(milestones: Mapping[str, float]) -> Run:
+    """One run, column by column."""
+    spans = {name: round(milestones[end] - milestones[start], 3) for name, (start, end) in _SPANS.items()}
+    return {**spans, "cold_start_s": milestones["first_token_time"]}
+
+
+def figures(runs: Mapping[str, Sequence[Run]]) -> Figures:
+    """Median, minimum and maximum of every column, by strategy."""
+    return {
+        strategy: {column: _spread([run[column] for run in rows]) for column in COLUMNS}
+        for strategy, rows in runs.items()
+    }
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return {"median": round(statistics.median(values), 3), "min": min(values), "max": max(values)}
+
+
+def gains_pct(found: Figures) -> dict[str, float]:
+    """By how much the first strategy's median cold start is shorter than each other's, in percent of the other's."""
+    first, *others = found
+    ours_s = found[first]["cold_start_s"]["median"]
+    theirs_s = {other: found[other]["cold_start_s"]["median"] for other in others}
+    return {other: round((their_s - ours_s) / their_s * 100, 1) for other, their_s in theirs_s.items()}
+
+
+def table(found: Figures) -> list[str]:
+    """One row per strategy: median (minimum to maximum), and the gain of the first over it."""
+    gains = gains_pct(found)
+    width = max(map(len, ("strategy", *found)))
+    header = f"{'strategy':<{width}}{''.join(f'{column:>{_CELL_WIDTH}}' for column in COLUMNS)}{'gain':>9}"
+    return [
+        header,
+        *(
+            f"{strategy:<{width}}{''.join(f'{_cell(row[column]):>{_CELL_WIDTH}}' for column in COLUMNS)}"
+            f"{f'{gains[strategy]:.1f} %' if strategy in gains else '-':>9}"
+            for strategy, row in found.items()
+        ),
+    ]
+
+
+def _cell(spread: Spread) -> str:
+    return f"{spread['median']:.2f} ({spread['min']:.2f}-{spread['max']:.2f})"
+
+
+def verdict(found: Figures) -> str:
+    """Whether the first strategy's slowest cold start fits one cycle of an autoscaler."""
+    strategy, row = next(iter(found.items()))
+    slowest_s = row["cold_start_s"]["max"]
+    shortest_s, longest_s = _CYCLE_S
+    if slowest_s <= shortest_s:
+        says = f"fits one autoscaler cycle ({shortest_s}-{longest_s} s)"
+    elif slowest_s <= longest_s:
+        says = f"fits an autoscaler cycle of {longest_s} s, but not one of {shortest_s} s"
+    else:
+        says = f"does not fit one autoscaler cycle ({shortest_s}-{longest_s} s)"
+    return f"the slowest cold start of {strategy}, {slowest_s:.2f} s, {says}"

@@ -1,0 +1,109 @@
+"""One command, from its words to its exit code.
+
+Takes the command line, the environment and, for `serve`, the children that are starting already. `serve` begins
+here with what must happen before the event loop; every other command is `app.cli`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from app.child import Child, spawn
+from app.errors import CommandError
+from app.messages import StartEngine
+from app.settings import Settings, parse
+from streaming.clock import boottime_s, exec_time_s
+from streaming.errors import StreamingError
+from streaming.messages import LoadRequest, Origin, PhaseTimed
+from streaming.wire import encode
+
+if TYPE_CHECKING:
+    import socket
+
+
+def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence[Child]) -> int:
+    """Run it; a user's mistake is one line on standard error.
+
+    Args:
+        arguments: The command line without the program's name.
+        environ: The environment.
+        children: Loader and engine, where the command serves.
+    """
+    try:
+        command = parse(arguments, environ)
+        if command.name == "serve":
+            loader, engine = children
+            return serve(command.settings, environ, loader, engine)
+        from app import cli
+
+        return cli.run(command)
+    except (CommandError, StreamingError) as error:
+        sys.stderr.write(f"coldstream: {error}\n")
+        return error.exit_code
+
+
+def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine: Child) -> int:
+    """Bind, tell loader and engine what to do, then import the rest and serve."""
+    exec_s = exec_time_s()
+    parsed_s = boottime_s()
+    sock = listen(settings.server.host, settings.server.port)
+    bound_s = boottime_s()
+    start = StartEngine(
+        log_level=settings.observability.log_level, device=settings.device.kind, visible_devices=settings.device.visible
+    )
+
+    def respawn(module: str) -> Child:
+        child = spawn(module, environ)
+        if module == engine.module:
+            _tell(child, start)
+        return child
+
+    _tell(engine, start)
+    request = LoadRequest(
+        origin=Origin(arena_id=f"{os.getpid()}"),
+        uri=settings.model.uri,
+        strategy=settings.model.load_strategy,
+        source=settings.storage.source_options(),
+        pipeline=settings.storage.pipeline_options(),
+        destination=settings.destination_options(),
+    )
+    _tell(loader, request)
+    phases = (
+        PhaseTimed(name="server.settings", start_s=exec_s, end_s=parsed_s),
+        PhaseTimed(name="server.bind", start_s=parsed_s, end_s=bound_s),
+    )
+    from app.serve import Start, run
+
+    return run(Start(settings, exec_s, sock, respawn, request, loader, engine, phases))
+
+
+def _tell(child: Child, message: StartEngine | LoadRequest) -> None:
+    """The first message to a child; one that died at once is noticed and replaced later."""
+    with contextlib.suppress(BrokenPipeError):
+        child.sock.sendall(encode(message))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket: connections queue in it until FastAPI is there to answer them.
+
+    Raises:
+        ServerError: The address cannot be bound.
+    """
+    import socket
+
+    from app.errors import ServerError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}: choose another --port") from error
+    return sock

@@ -1,0 +1,121 @@
+"""Shards on the local disk, whole: the way of `host-staging`, which streaming is compared with.
+
+Takes a location and the versions of its shards, gives a descriptor of each. What is downloaded (by
+azure-storage-blob, from Azure only) has no name in any folder, so the kernel frees it with its last
+descriptor; a local shard is opened where it is. Knows no tensor and no device.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any
+
+from streaming.errors import BlobChanged, CheckpointError, DeviceError, SourceError, SourceUnavailable
+from streaming.messages import BlobVersion
+from streaming.options import PipelineOptions, SourceOptions
+from streaming.uri import AzureLocation, FileLocation, Location
+from streaming.wire import MAX_FDS
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+_NEEDS = "the credential needs the role Storage Blob Data Reader, or a SAS token with r and l"
+# Dates have passed through a float.
+_DATE_GRAIN_S = 1e-3
+
+
+class Staging:
+    """The disk as a destination.
+
+    Args:
+        location: Where the shards lie.
+        source: Credential, timeouts and retries.
+        pipeline: How many requests for one shard are in flight at once, and what one of them asks for.
+
+    Raises:
+        SourceError: Nothing can be staged from there.
+    """
+
+    def __init__(self, location: Location, source: SourceOptions, pipeline: PipelineOptions):
+        if not isinstance(location, AzureLocation | FileLocation):
+            raise SourceError(
+                f"{location}: host-staging reads from Azure and from folders only: use --load-strategy direct-gpu"
+            )
+        self._location = location
+        self._source = source
+        self._pipeline = pipeline
+
+    def stage(self, versions: Iterable[BlobVersion], on_staged: Callable[[BlobVersion, int], None]) -> int:
+        """Put the shards on disk one after the other, and give the bytes that this downloaded.
+
+        `on_staged` gets a descriptor that is the caller's to close.
+
+        Raises:
+            BlobChanged: A shard is not the one that was described.
+            SourceError: One could not be read.
+            DeviceError: The disk has no room for one.
+            CheckpointError: There are more than one message can carry.
+        """
+        versions = tuple(versions)
+        if len(versions) > MAX_FDS:
+            raise CheckpointError(
+                f"{self._location}: {len(versions)} shards: host-staging takes {MAX_FDS}: use --load-strategy direct-gpu"
+            )
+        if isinstance(self._location, FileLocation):
+            for version in versions:
+                on_staged(version, _opened(self._location, version))
+            return 0
+        self._download_all(self._location, versions, on_staged)
+        return sum(version.size_bytes for version in versions)
+
+    def _download_all(
+        self,
+        location: AzureLocation,
+        versions: Iterable[BlobVersion],
+        on_staged: Callable[[BlobVersion, int], None],
+    ) -> None:
+        from streaming.blob_client import blob_name, open_container, translated
+
+        with open_container(location, self._source, self._pipeline.chunk_bytes) as blobs:
+            for version in versions:
+                shard = replace(location, prefix=blob_name(location, version.name))
+                try:
+                    with tempfile.TemporaryFile(prefix="coldstream-") as file:
+                        with translated(shard, _NEEDS):
+                            _download(blobs, shard, version, self._pipeline.lanes, file)
+                        fd = os.dup(file.fileno())
+                except OSError as error:  # the network's are translated
+                    raise DeviceError(
+                        f"{shard} ({version.size_bytes} bytes) cannot be staged on disk: {error.strerror}: make room, "
+                        "name another folder with TMPDIR, or use --load-strategy direct-gpu"
+                    ) from error
+                on_staged(version, fd)
+
+
+def _download(blobs: ContainerClient, shard: AzureLocation, version: BlobVersion, lanes: int, file: IO[bytes]) -> None:
+    """Write the whole shard to `file`, of exactly this version."""
+    from azure.core import MatchConditions
+
+    pin: dict[str, Any] = {}
+    if version.is_pinned:
+        pin = {"etag": version.etag, "match_condition": MatchConditions.IfNotModified}
+    blobs.download_blob(shard.prefix, max_concurrency=lanes, **pin).readinto(file)
+    file.flush()
+    found_bytes = os.fstat(file.fileno()).st_size
+    if found_bytes != version.size_bytes:
+        raise SourceUnavailable(f"{shard}: {found_bytes} bytes came instead of {version.size_bytes}")
+
+
+def _opened(location: FileLocation, version: BlobVersion) -> int:
+    path = location.folder / version.name
+    try:
+        with path.open("rb") as file:
+            fd, status = os.dup(file.fileno()), os.fstat(file.fileno())
+    except OSError as error:
+        raise SourceUnavailable(f"{path}: {error.strerror}") from error
+    if status.st_size != version.size_bytes or abs(status.st_mtime - version.modified_s) > _DATE_GRAIN_S:
+        raise BlobChanged(f"{path} was overwritten during the load: start again to read the new version")
+    return fd
