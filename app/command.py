@@ -57,9 +57,10 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
     )
 
     def respawn(module: str) -> Child:
-        child = spawn(module, environ)
-        if module == engine.module:
-            _tell(child, start)
+        if module != engine.module:
+            return spawn(module, environ)
+        child = spawn(module, environ, "patient")  # should the first have died of its haste
+        _tell(child, start)
         return child
 
     _tell(engine, start)

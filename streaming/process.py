@@ -11,6 +11,7 @@ import signal
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 10
+_SMALL_MACHINE_CORES = 4
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -41,9 +42,11 @@ def give_way() -> None:
     """Let the server's threads run first when the processor is full.
 
     Its probes must be answered while eight lanes and an import of torch fill a small machine: without this
-    one in a hundred took 70 to 130 ms on two cores. The total work is the same, so readiness is not later.
+    one in a hundred took 70 to 130 ms on two cores. The total work is the same, so readiness is not later. A
+    larger machine has room for both, and there it would only give way to strangers.
     """
-    os.nice(_NICENESS)
+    if (os.cpu_count() or 1) <= _SMALL_MACHINE_CORES:
+        os.nice(_NICENESS)
 
 
 def show_devices(visible: str) -> None:

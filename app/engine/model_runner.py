@@ -5,6 +5,8 @@ Takes what the scheduler chose; the KV cache is its only state. Knows no message
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from app.engine.batch import build_batch
@@ -21,11 +23,13 @@ class ModelRunner:
     Args:
         model: Every parameter bound; values may still arrive.
         cache: Its blocks are the spans' sequences'.
+        may_capture: Whether CUDA graphs can be captured already.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache):
+    def __init__(self, model: Decoder, cache: KVCache, *, may_capture: Callable[[], bool] = lambda: True):
         self._model = model
         self._cache = cache
+        self._may_capture = may_capture
         self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -37,7 +41,7 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, spans: list[Span]) -> torch.Tensor:
         """Compute `spans`; the logits (sampling spans, vocabulary) of those that sample."""
-        if self._graphs is not None and self._graphs.takes(spans):
+        if self._graphs is not None and self._graphs.takes(spans) and self._may_capture():
             return self._graphs.logits(spans)
         batch = build_batch(spans, self._cache)
         hidden = self._model(batch.token_ids, batch.positions, batch.attention)

@@ -20,6 +20,7 @@ from app.engine.model_runner import ModelRunner
 from app.engine.models.decoder import Decoder
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
+from app.engine.torch_import import TorchImport
 from app.engine.warmup import check_weights, warm_up, warm_up_sampler
 from app.engine.weights import Weights, from_host, in_place_on_gpu
 from app.messages import BindArena, EngineFailed, EngineOptions, EngineReady, ToEngine, WeightsLanded
@@ -31,23 +32,23 @@ from streaming.wire import Connection, ConnectionClosed
 logger = logging.getLogger(__name__)
 
 
-def run_engine(connection: Connection[ToEngine], early: EarlyStart) -> int:
+def run_engine(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> int:
     """Be the engine until the server is gone (0) or the model cannot be served (the error's exit code)."""
     try:
-        return _serve_or_report(connection, early)
+        return _serve_or_report(connection, early, torch_import)
     except ConnectionClosed:
         return 0
 
 
-def _serve_or_report(connection: Connection[ToEngine], early: EarlyStart) -> int:
+def _serve_or_report(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> int:
     try:
-        _serve(connection, early)
+        _serve(connection, early, torch_import)
     except StreamingError as error:
         connection.send(EngineFailed(report(error)))
         return error.exit_code
 
 
-def _serve(connection: Connection[ToEngine], early: EarlyStart) -> NoReturn:
+def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> NoReturn:
     inbox = Inbox(connection, early.first_message())
     request, fds = inbox.wait_for(BindArena)
     options = request.options
@@ -59,12 +60,13 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart) -> NoReturn:
     with _timed(connection, "engine.cache"):
         blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
         cache = KVCache(model.config, model.dtype, model.device, blocks.num_blocks, options.block_size_tokens)
-    runner = ModelRunner(model, cache)
+    runner = ModelRunner(model, cache, may_capture=lambda: torch_import.is_whole)
     sampler = warm_up_sampler(model)
     if not inbox.has_come(WeightsLanded):  # else the pass over the real weights is the first one, and enough
         with _timed(connection, "engine.warmup"):
             warm_up(runner, blocks, options.block_size_tokens)
             sampler.join()  # nothing else may run beside a capture
+        torch_import.wait()
         if model.device.type == "cuda":
             with _timed(connection, "engine.capture"):
                 runner.capture_first_graph()

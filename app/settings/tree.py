@@ -44,7 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def destination_options(self) -> DestinationOptions:
         """What the loader takes to choose its memory."""
-        return DestinationOptions(device=self.device.kind, visible_devices=self.device.visible, host_fallback=self.model.pinned_host_fallback)
+        return DestinationOptions(
+            device=self.device.kind, visible_devices=self.device.visible, host_fallback=self.model.pinned_host_fallback
+        )
 
     def engine_options(self) -> EngineOptions:
         """What the engine process takes."""

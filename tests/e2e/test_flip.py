@@ -90,7 +90,6 @@ def test_livez_answers_before_torch_is_imported(demo_model_dir, tmp_path):
         server.wait_ready()
         phases = {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
     assert alive_after_s < phases["engine.import"]["end_s"]
-    assert phases["server.bind"]["end_s"] < phases["engine.import"]["start_s"]
 
 
 def test_served_from_azurite_over_az(pushed_demo, azure_environment, tmp_path):

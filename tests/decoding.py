@@ -1,0 +1,88 @@
+"""The engine's model, cache, scheduler and sampler in one process, and transformers' answers to compare with."""
+
+from __future__ import annotations
+
+import torch
+
+from app.engine.blocks import BlockAllocator
+from app.engine.kv_cache import KVCache
+from app.engine.model_runner import ModelRunner
+from app.engine.scheduler import Scheduler, Span
+from app.engine.sequence import Sequence, new_sequence
+from app.engine.skeleton import bind, build_skeleton
+from app.messages import SamplingParams, Submit
+from tests.integration.packed_llama import PackedLlama
+
+BLOCK_SIZE = 4
+CPU = torch.device("cpu")
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]]
+
+
+class Engine:
+    """A bound model with a cache of its own, run to the end."""
+
+    def __init__(
+        self,
+        packed: PackedLlama,
+        *,
+        num_blocks: int = 64,
+        max_num_batched_tokens: int = 512,
+        device: torch.device = CPU,
+    ):
+        arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8).to(device)
+        model = build_skeleton(packed.config_json, packed.extents, device)
+        bind(model, arena, packed.extents)
+        self.blocks = BlockAllocator(num_blocks)
+        self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
+        self.scheduler = Scheduler(
+            self.blocks,
+            block_size_tokens=BLOCK_SIZE,
+            max_num_seqs=8,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        self.preemptions = 0
+
+    def generate(self, prompts: list[list[int]], **sampling) -> list[list[int]]:
+        """What is generated after each prompt, all of them at once."""
+        params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0} | sampling)
+        sequences = [new_sequence(Submit(str(i), tuple(prompt), params)) for i, prompt in enumerate(prompts)]
+        for sequence in sequences:
+            self.scheduler.submit(sequence)
+        while self.scheduler.has_work:
+            self._step(sequences)
+        assert self.blocks.num_free == self.blocks.num_blocks
+        return [sequence.token_ids[sequence.prompt_tokens :] for sequence in sequences]
+
+    def _step(self, sequences: list[Sequence]) -> None:
+        before = [sequence.computed_tokens for sequence in sequences]
+        spans = self.scheduler.schedule()
+        after = [sequence.computed_tokens for sequence in sequences]
+        self.preemptions += sum(new < old for new, old in zip(after, before, strict=True))
+        drawn = self.runner.run(spans)
+        self.scheduler.advance(spans)
+        for span, token_id in zip([span for span in spans if span.samples], drawn, strict=True):
+            if span.sequence.append(token_id) is not None:
+                self.scheduler.finish(span.sequence)
+
+    def logits(self, prompt: list[int], *, chunk_tokens: int | None = None) -> torch.Tensor:
+        """Logits after `prompt`, prefilled in pieces of `chunk_tokens`."""
+        sequence = new_sequence(Submit("x", tuple(prompt), SamplingParams(max_tokens=1)))
+        sequence.block_ids = self.blocks.allocate(-(-len(prompt) // BLOCK_SIZE), after=None)
+        step = chunk_tokens or len(prompt)
+        spans = [Span(sequence, at, min(at + step, len(prompt))) for at in range(0, len(prompt), step)]
+        logits = [self.runner.logits([span]) for span in spans][-1]
+        self.blocks.free(sequence.block_ids)
+        return logits[0].cpu()
+
+
+def reference_logits(packed: PackedLlama, prompt: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return packed.reference(torch.tensor([prompt])).logits[0, -1]
+
+
+def reference_tokens(packed: PackedLlama, prompt: list[int], max_tokens: int = 12) -> list[int]:
+    ids = torch.tensor([prompt])
+    output = packed.reference.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
+    )
+    return output[0, len(prompt) :].tolist()

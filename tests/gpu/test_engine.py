@@ -1,0 +1,58 @@
+"""The engine on a GPU: views of the arena, graphs equal to eager, rows that do not touch one another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.engine.skeleton import bind, build_skeleton
+from tests.decoding import PROMPTS, Engine, reference_logits, reference_tokens
+from tests.integration.packed_llama import VARIANTS, packed_llama
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Float32 products as the CPU makes them, as far as a GPU can."""
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_is_a_view_whose_bytes_may_come_later(variant):
+    """Bound to zeros, then landed: the model's parameters are the checkpoint's, none was copied."""
+    packed = packed_llama(**VARIANTS[variant])
+    arena = torch.zeros(len(packed.arena), dtype=torch.uint8, device=GPU)
+    model = build_skeleton(packed.config_json, packed.extents, GPU)
+    bind(model, arena, packed.extents)
+    assert all(not parameter.any() for parameter in model.parameters())
+    arena.copy_(torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8))
+    for name, parameter in model.named_parameters():
+        extent = packed.extents[name]
+        landed = packed.arena[extent.start : extent.start + extent.nbytes]
+        assert parameter.data_ptr() == arena.data_ptr() + extent.start
+        assert parameter.detach().cpu().view(torch.uint8).numpy().tobytes() == landed
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_tokens_are_transformers(variant):
+    """In float32: prefill eager, decode by graphs, alone and in a padded batch, blocks out of order."""
+    packed = packed_llama(**VARIANTS[variant])
+    engine = Engine(packed, device=GPU)
+    for prompt in PROMPTS:
+        expected = reference_logits(packed, prompt)
+        assert (engine.logits(prompt) - expected).abs().max() / expected.abs().max() < 1e-3
+    expected_tokens = [reference_tokens(packed, prompt) for prompt in PROMPTS]
+    assert [engine.generate([prompt])[0] for prompt in PROMPTS] == expected_tokens
+    assert engine.generate(PROMPTS) == expected_tokens
+
+
+def test_garbage_in_other_blocks_does_not_reach_a_row():
+    """The cache full of NaN: what a graph gathers beyond a row's context is always zero."""
+    packed = packed_llama()
+    engine = Engine(packed, device=GPU)
+    for keys, values in engine.runner._cache.layers:
+        keys[:-1].fill_(torch.nan)
+        values[:-1].fill_(torch.nan)
+    assert engine.generate(PROMPTS) == [reference_tokens(packed, prompt) for prompt in PROMPTS]
