@@ -60,7 +60,7 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
 class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How many lanes fetch at once and how many bytes one ranged GET asks for."""
 
-    lanes: int = 8
+    lanes: int = 12
     chunk_bytes: int = 16 * MIB
 
 

@@ -15,6 +15,7 @@ _SMALL_MACHINE_CORES = 4
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+_HEAPS = 4
 _HEAP_BLOCK_BYTES = 32 << 20  # the most that glibc takes
 _KEEP_ALL = (1 << 31) - 1
 
@@ -57,9 +58,13 @@ def show_devices(visible: str) -> None:
 def reuse_large_blocks() -> None:
     """Have the allocator keep the few large blocks that fetched chunks come in, and use them again.
 
-    One heap, no mapping of its own for a chunk, nothing returned to the kernel: a block that is mapped anew has
+    A few heaps, no mapping of its own for a chunk, nothing returned to the kernel: a block that is mapped anew has
     4,096 pages to be zeroed. By itself glibc spreads chunks over a heap per thread, which grows with the model.
     """
     libc = ctypes.CDLL(None)
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES), (_M_TRIM_THRESHOLD, _KEEP_ALL)):
+    for option, value in (
+        (_M_ARENA_MAX, _HEAPS),
+        (_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES),
+        (_M_TRIM_THRESHOLD, _KEEP_ALL),
+    ):
         libc.mallopt(option, value)

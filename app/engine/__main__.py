@@ -35,10 +35,13 @@ def main() -> int:
 
     connection: Connection[ToEngine] = Connection(socket.socket(fileno=int(socket_fd)), ToEngine)
     early = EarlyStart(connection)
-    (torch_import.wait if patience else torch_import.wait_for_core)()
-    from app.engine.startup import run_engine
-
     try:
+        if patience:
+            torch_import.wait()
+        else:
+            torch_import.wait_for_core(on_gpu=early.is_on_gpu())
+        from app.engine.startup import run_engine
+
         connection.send(PhaseTimed(name="engine.exec", start_s=exec_time_s(), end_s=import_start_s))
         connection.send(PhaseTimed(name="engine.import", start_s=import_start_s, end_s=boottime_s()))
     except ConnectionClosed:

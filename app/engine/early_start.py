@@ -34,8 +34,14 @@ class EarlyStart:
         self._first: tuple[ToEngine, list[int]] | None = None
         self._addresses: dict[int, int] = {}  # by the descriptor that was mapped there
         self._error: Exception | None = None
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, name="early-start", daemon=True)
         self._thread.start()
+
+    def is_on_gpu(self) -> bool:
+        """Whether a GPU has been started, which it is waited for."""
+        self._started.wait()
+        return self.cuda is not None
 
     def first_message(self) -> tuple[ToEngine, list[int]]:
         """What the server said first, and its descriptors; the GPU has started by then.
@@ -65,8 +71,10 @@ class EarlyStart:
             configure(start.log_level)
             if start.device == "cuda":
                 show_devices(start.visible_devices)
-                self.cuda = Cuda.find()
-                self.cuda.start()
+                cuda = Cuda.find()
+                cuda.start()
+                self.cuda = cuda
+            self._started.set()
             self._first = message, fds = self._connection.recv()
             if self.cuda is not None and isinstance(message, BindArena):
                 if message.memory.kind == "device":
@@ -74,6 +82,7 @@ class EarlyStart:
                 _start_cublas(self.cuda, message)
         except Exception as error:  # noqa: BLE001 - it is raised again where the result is needed
             self._error = error
+            self._started.set()
 
 
 def _start_cublas(cuda: Cuda, request: BindArena) -> None:

@@ -9,9 +9,14 @@ another thread with the GIL held.
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
+from types import ModuleType
+
+logger = logging.getLogger(__name__)
 
 # torch/__init__.py imports this after every subpackage that makes its core.
 _FIRST_BEYOND_THE_CORE = "torch.ao"
@@ -26,6 +31,7 @@ class TorchImport:
 
     def __init__(self) -> None:
         self._error: BaseException | None = None
+        self._put_off: list[tuple[Callable[[], None], object]] = []
         self._usual_switch_s = sys.getswitchinterval()
         self._thread = threading.Thread(target=self._run, name="import-torch", daemon=True)
         self._thread.start()
@@ -45,8 +51,8 @@ class TorchImport:
         if self._error is not None:
             raise self._error
 
-    def wait_for_core(self) -> None:
-        """Return once tensors, operations, modules and CUDA can be used.
+    def wait_for_core(self, *, on_gpu: bool) -> None:
+        """Return once tensors, operations, modules and, if `on_gpu`, CUDA can be used.
 
         Raises:
             ImportError: torch cannot be imported.
@@ -57,13 +63,35 @@ class TorchImport:
             self.wait()
             return
         sys.setswitchinterval(_SWITCH_S)
-        # Or `import torch` in any other thread would wait until this one has ended.
-        sys.modules["torch"].__spec__._initializing = False  # type: ignore[union-attr]  # noqa: SLF001
+        torch = sys.modules["torch"]
+        try:
+            # Or `import torch` in any other thread would wait until this one has ended.
+            torch.__spec__._initializing = False  # type: ignore[union-attr]  # noqa: SLF001
+            if on_gpu:
+                self._start_cuda(torch)
+        except Exception as error:  # noqa: BLE001 - private names of Python and torch: another version may lack them
+            logger.warning("torch's core cannot be used before the rest of it: %s", error)
+            self.wait()
+
+    def _start_cuda(self, torch: ModuleType) -> None:
+        """Start torch's CUDA, but for what its start registers with parts of torch that are not there yet."""
+        queued = torch.cuda._queued_calls  # noqa: SLF001
+        self._put_off, queued[:] = list(queued), []
+        torch.cuda.init()
+        if self.is_whole:
+            self._make_up()
+
+    def _make_up(self) -> None:
+        while self._put_off:
+            call, _traceback = self._put_off.pop(0)
+            call()
 
     def _run(self) -> None:
         gc.disable()  # nothing of an import is garbage, and looking for some takes a tenth of it
         try:
             import torch  # noqa: F401
+
+            self._make_up()
         except BaseException as error:  # noqa: BLE001 - it is raised again where torch is needed
             self._error = error
         gc.freeze()

@@ -36,7 +36,7 @@ def programs():
     try:
         return ensure_programs()
     except NginxError as error:
-        pytest.skip(str(error))
+        pytest.fail(str(error))
 
 
 @pytest.fixture(scope="module")
