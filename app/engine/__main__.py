@@ -25,7 +25,7 @@ def main() -> int:
     from streaming.clock import boottime_s, exec_time_s
 
     import_start_s = boottime_s()
-    torch_import = TorchImport()
+    torch_import = TorchImport(stops_at_core=not patience)
     import socket
 
     from app.engine.early_start import EarlyStart
@@ -36,10 +36,7 @@ def main() -> int:
     connection: Connection[ToEngine] = Connection(socket.socket(fileno=int(socket_fd)), ToEngine)
     early = EarlyStart(connection)
     try:
-        if patience:
-            torch_import.wait()
-        else:
-            torch_import.wait_for_core(on_gpu=early.is_on_gpu())
+        torch_import.wait_for_core(on_gpu=early.is_on_gpu())
         from app.engine.startup import run_engine
 
         connection.send(PhaseTimed(name="engine.exec", start_s=exec_time_s(), end_s=import_start_s))

@@ -7,6 +7,7 @@ that knows the order.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -30,6 +31,8 @@ from streaming.messages import FellBack, PhaseTimed
 from streaming.wire import Connection, ConnectionClosed
 
 logger = logging.getLogger(__name__)
+
+_FIRST_ANSWER_S = 0.3
 
 
 def run_engine(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> int:
@@ -78,6 +81,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         sampler.join()
     # A sequence longer than the cache could never run, so the server should refuse it as too long.
     max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
+    # A first request that is waiting already is answered before the rest of torch competes with it.
+    threading.Timer(_FIRST_ANSWER_S, torch_import.go_on).start()
     connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
     Loop(
         receive=inbox.receive,
