@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo demo-model test test-slow check bench clean
+.PHONY: help setup demo demo-model test test-slow test-gpu check bench clean
 
 help:
 	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
 	@echo "make demo-model   only .models/smollm2-135m-instruct/"
 	@echo "make test         everything the tests need, then the tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-gpu     the tests that need a CUDA device"
 	@echo "make check        lint, format, types"
 	@echo "make bench        the benchmarks"
 	@echo "make setup        the virtual environment, for development"
@@ -31,6 +32,9 @@ test: setup demo-model
 test-slow: setup demo-model
 	@$(BIN)/python -m tools.azurite
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: setup
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@ Takes a connection, gives messages. Knows nothing of what the engine does with t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from app.engine.tokenizer_conversion import convert_tokenizer
@@ -24,11 +24,15 @@ class Inbox:
     Args:
         connection: To the server.
         first: What has been read from it already, with its descriptors.
+        wait_for_torch: Returns once all of torch is imported, which transformers needs.
     """
 
-    def __init__(self, connection: Connection[ToEngine], first: tuple[ToEngine, list[int]]):
+    def __init__(
+        self, connection: Connection[ToEngine], first: tuple[ToEngine, list[int]], wait_for_torch: Callable[[], None]
+    ):
         self._connection = connection
         self._early = [first]
+        self._wait_for_torch = wait_for_torch
 
     def wait_for(self, kind: type[M]) -> tuple[M, list[int]]:
         """Block until the server says `kind`; what it says before is out of turn and ignored.
@@ -66,5 +70,6 @@ class Inbox:
     def _answered(self, message: ToEngine) -> bool:
         if not isinstance(message, ConvertTokenizer):
             return False
+        self._wait_for_torch()
         self._connection.send(ConvertedTokenizer(convert_tokenizer(message.files)))
         return True

@@ -52,7 +52,7 @@ def _serve_or_report(connection: Connection[ToEngine], early: EarlyStart, torch_
 
 
 def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> NoReturn:
-    inbox = Inbox(connection, early.first_message())
+    inbox = Inbox(connection, early.first_message(), torch_import.wait)
     request, fds = inbox.wait_for(BindArena)
     options = request.options
     with _timed(connection, "engine.bind"):

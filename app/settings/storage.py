@@ -49,8 +49,8 @@ class StorageSettings(Section, frozen=True, kw_only=True):
     memory_limit_bytes: Annotated[
         int,
         Setting(
-            size(UNLIMITED, accepts="-1 (no limit), 0 (one slot a lane) or a size in bytes, such as 512MiB"),
-            "Host memory of all lanes (two chunks each); lanes, then chunks, are reduced to fit.",
+            size(UNLIMITED, accepts="-1 (no limit), 0 (the least) or a size in bytes, such as 512MiB"),
+            "Host memory of all lanes (four chunks each); lanes, then chunks, are reduced to fit.",
             flags=("--memory-limit",),
             variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
             loader_key="memory_limit",

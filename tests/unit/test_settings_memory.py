@@ -17,37 +17,37 @@ from tests.unit.configurations import URI
 @given(
     lanes=st.integers(1, 256),
     chunk_mib=st.integers(1, 256),
-    limit_bytes=st.just(2 * MIB) | st.integers(1, 1 << 38),
+    limit_bytes=st.just(4 * MIB) | st.integers(1, 1 << 38),
 )
 def test_memory_limit_is_never_exceeded(lanes, chunk_mib, limit_bytes):
-    """Slots fit the limit, nothing grows, chunks shrink only with one lane left, and only < 2 MiB fails."""
+    """Slots fit the limit, nothing grows, chunks shrink only with one lane left, and only < 4 MiB fails."""
     chunk_bytes = chunk_mib * MIB
-    if limit_bytes < 2 * MIB:
+    if limit_bytes < 4 * MIB:
         with pytest.raises(UsageError):
             fit_memory(lanes, chunk_bytes, limit_bytes)
         return
     fitted = fit_memory(lanes, chunk_bytes, limit_bytes)
-    assert 2 * fitted.lanes * fitted.chunk_bytes <= limit_bytes
+    assert 4 * fitted.lanes * fitted.chunk_bytes <= limit_bytes
     assert 1 <= fitted.lanes <= lanes
     assert MIB <= fitted.chunk_bytes <= chunk_bytes
     assert fitted.chunk_bytes == chunk_bytes or fitted.lanes == 1
     # Maximal: one more lane, or one more MiB, would not fit or was not asked for.
     if fitted.chunk_bytes == chunk_bytes:
-        assert fitted.lanes == lanes or 2 * (fitted.lanes + 1) * chunk_bytes > limit_bytes
+        assert fitted.lanes == lanes or 4 * (fitted.lanes + 1) * chunk_bytes > limit_bytes
     else:
-        assert 2 * (fitted.chunk_bytes + MIB) > limit_bytes
+        assert 4 * (fitted.chunk_bytes + MIB) > limit_bytes
 
 
 @given(lanes=st.integers(1, 256), chunk_mib=st.integers(1, 256), limit=st.sampled_from([-1, 0]))
 def test_no_memory_limit_reduces_nothing(lanes, chunk_mib, limit):
-    """-1 and 0 leave lanes and chunks as they were asked for: a lane of the host arena has one slot."""
+    """-1 and 0 leave lanes and chunks as they were asked for."""
     assert fit_memory(lanes, chunk_mib * MIB, limit) == PipelineOptions(lanes=lanes, chunk_bytes=chunk_mib * MIB)
 
 
 def test_reduction_is_noticed():
     """What the memory limit takes away is said in a notice."""
-    settings = load([URI, "--memory-limit", "64MiB"], {})
+    settings = load([URI, "--memory-limit", "128MiB"], {})
     assert settings.storage.pipeline_options() == PipelineOptions(lanes=2, chunk_bytes=16 * MIB)
     assert settings.notices == (
-        "storage.memory_limit_bytes=67108864 reduces 8 lanes with chunks of 16 MiB to 2 with 16 MiB",
+        "storage.memory_limit_bytes=134217728 reduces 12 lanes with chunks of 16 MiB to 2 with 16 MiB",
     )

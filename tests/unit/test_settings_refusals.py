@@ -25,7 +25,7 @@ from tests.unit.configurations import SECRETS, URI, config_file, message
         ([URI, "--drain-timeout", "inf"], {}, ["server.drain_timeout_s", "a number of at least 0"]),
         ([URI, "--chunk-mib", "257"], {}, ["storage.chunk_bytes", "from 1 to 256 (MiB)"]),
         ([URI, "--memory-limit", "2TB"], {}, ["storage.memory_limit_bytes", "-1 (no limit)"]),
-        ([URI, "--memory-limit", "2097151"], {}, ["storage.memory_limit_bytes", "one lane"]),
+        ([URI, "--memory-limit", "4194303"], {}, ["storage.memory_limit_bytes", "one lane"]),
         ([URI, "--emit-phase-timings", "maybe"], {}, ["observability.emit_phase_timings", "true or false"]),
         ([URI, "--load-format", "gguf"], {}, ["model.format", "auto, safetensors, runai_streamer"]),
         ([URI, "--dtype", "int8"], {}, ["model.dtype", "auto, bfloat16, float16, float32"]),
