@@ -51,7 +51,10 @@ class CopiedToGpu:
     """
 
     def __init__(self, host: torch.Tensor, cuda: Cuda, on_fallback: Callable[[FellBack], None]):
-        self.flat = torch.empty(host.nbytes, dtype=torch.uint8, device="cuda")
+        try:
+            self.flat = torch.empty(host.nbytes, dtype=torch.uint8, device="cuda")
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"the GPU has no {host.nbytes} bytes left for the weights: use a larger one") from error
         self._host = host
         # Pages come into being as they are pinned, which is why it is done before they are written.
         try:
