@@ -56,11 +56,10 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
         log_level=settings.observability.log_level, device=settings.device.kind, visible_devices=settings.device.visible
     )
 
-    def respawn(module: str) -> Child:
-        if module != engine.module:
-            return spawn(module, environ)
-        child = spawn(module, environ, "patient")  # should the first have died of its haste
-        _tell(child, start)
+    def respawn(module: str, patient: bool) -> Child:
+        child = spawn(module, environ, *(("patient",) if patient else ()))
+        if module == engine.module:
+            _tell(child, start)
         return child
 
     _tell(engine, start)

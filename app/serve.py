@@ -45,7 +45,7 @@ class Start:
     settings: Settings
     exec_s: float
     sock: socket.socket
-    spawn: Callable[[str], Child]
+    spawn: Callable[[str, bool], Child]
     request: LoadRequest
     loader: Child
     engine: Child

@@ -53,7 +53,7 @@ class Supervisor:
         service: Filled in as things become known; its lifecycle is driven from here.
         request: What the loader has been asked for.
         wishes: Model and engine settings.
-        spawn: Starts a child by module name.
+        spawn: Starts a child by module name; a patient one waits for all of its imports.
         loader: The loader, which has `request` already.
         engine: The engine, importing torch.
     """
@@ -63,12 +63,14 @@ class Supervisor:
         service: Service,
         request: LoadRequest,
         wishes: Wishes,
-        spawn: Callable[[str], Child],
+        spawn: Callable[[str, bool], Child],
         *,
         loader: Child,
         engine: Child,
     ):
         self._service = service
+        self._spawn = spawn
+        self._engine_module = engine.module
         self._request = request
         self._wishes = wishes
         self._model: SupportedModel | None = None
@@ -79,8 +81,8 @@ class Supervisor:
         self._weights_landed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[ErrorReport] = asyncio.get_running_loop().create_future()
-        self._engine = EngineHost(engine, lambda: spawn(engine.module), self)
-        self._loading = Loading(loader, request, lambda: spawn(loader.module), self)
+        self._engine = EngineHost(engine, self._another_engine, self)
+        self._loading = Loading(loader, request, lambda: spawn(loader.module, False), self)
 
     def close(self) -> None:
         """End both processes."""
@@ -207,6 +209,10 @@ class Supervisor:
         """A fault of ours: say where, and end rather than stay half alive."""
         logger.error("unexpected: please report this", exc_info=error)
         self.failed(ErrorReport(type(error).__name__, f"the server is broken: {error}", 6))
+
+    def _another_engine(self) -> Child:
+        """Patient, if none has ever become ready: the first may have died of its haste."""
+        return self._spawn(self._engine_module, self._service.model is None)
 
     def _check_wishes(self, model: SupportedModel, shards: int) -> None:
         """Compare what was asked for with what is there.

@@ -17,7 +17,7 @@ from streaming.messages import Origin
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
 from streaming.source import open_source
-from tests.coldstream import alive, children_of, serving, wait_for
+from tests.coldstream import ROOT, alive, children_of, serving, wait_for
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
@@ -176,3 +176,25 @@ def test_a_drain_that_takes_too_long_ends_streams_with_an_error(demo_model_dir, 
     assert "data: [DONE]" not in rest
     assert os.waitstatus_to_exitcode(status) == 0
     assert "Traceback" not in log
+
+
+HASTE = """
+import sys
+from app.engine.torch_import import TorchImport
+usual = TorchImport.wait_for_core
+def wait_for_core(self, *, on_gpu):
+    if self._stop in sys.meta_path:
+        raise AttributeError("a part of torch that is not there yet")
+    usual(self, on_gpu=on_gpu)
+TorchImport.wait_for_core = wait_for_core
+"""
+
+
+def test_an_engine_that_dies_of_its_haste_is_followed_by_a_patient_one(demo_model_dir, tmp_path):
+    """Where torch's core does not suffice, the next engine waits for all of torch, and serves."""
+    (tmp_path / "sitecustomize.py").write_text(HASTE)
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with serving(str(demo_model_dir), log_path=tmp_path / "log", environ=environ) as server:
+        server.wait_ready()
+        assert server.complete("The capital of France is", max_tokens=2)["choices"][0]["text"]
+        assert server.log().count("app.engine died") == 1
