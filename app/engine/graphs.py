@@ -51,8 +51,11 @@ class DecodeGraphs:
         self._graph(1, _MIN_CONTEXT_TOKENS)
 
     def takes(self, spans: list[Span]) -> bool:
-        """Whether this step is decoding alone, and small enough."""
-        if any(span.end - span.start > 1 for span in spans):
+        """Whether this step is decoding alone, and small enough.
+
+        A piece of a prompt may be one token, too, but draws none: its row would be taken for another's.
+        """
+        if any(span.end - span.start > 1 or not span.samples for span in spans):
             return False
         rows, context_tokens = _bucket(spans)
         return rows * context_tokens <= _MAX_GATHERED_TOKENS

@@ -9,7 +9,11 @@ import logging
 import pytest
 import torch
 
+from app.engine.graphs import DecodeGraphs
+from app.engine.scheduler import Span
+from app.engine.sequence import new_sequence
 from app.engine.skeleton import bind, build_skeleton
+from app.messages import SamplingParams, Submit
 from streaming.errors import CheckpointError
 from streaming.messages import Extent
 from tests.decoding import CPU, PROMPTS, Engine, reference_logits, reference_tokens
@@ -140,3 +144,13 @@ def test_an_extent_that_does_not_fit_is_named(change, complaint):
     with pytest.raises(CheckpointError, match=complaint) as caught:
         bind(model, torch.zeros(len(packed.arena), dtype=torch.uint8), extents)
     assert "model.norm.weight" in str(caught.value)
+
+
+def test_a_graph_takes_only_rows_that_draw_a_token():
+    """The last token of a prompt's piece is one token, too, but not a decode step."""
+    engine = Engine(packed_llama())
+    graphs = DecodeGraphs(engine.runner._model, engine.runner._cache)
+    sequence = new_sequence(Submit("x", (3, 1, 4), SamplingParams(max_tokens=1)))
+    assert graphs.takes([Span(sequence, 2, 3)])
+    assert not graphs.takes([Span(sequence, 1, 2)])
+    assert not graphs.takes([Span(sequence, 2, 3), Span(sequence, 0, 2)])
