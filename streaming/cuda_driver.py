@@ -6,6 +6,7 @@ cuda.bindings. Knows no plan and no lane. Every call gives up the GIL while the 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 from streaming.errors import DeviceError
@@ -117,18 +118,11 @@ class Cuda:
         flags = self._driver.CUmemAccess_flags
         address = self._call("cuMemAddressReserve", size_bytes, 0, 0, 0)
         self._call("cuMemMap", address, size_bytes, 0, handle, 0)
-        access = self._driver.CUmemAccessDesc()
-        access.location = self._location()
-        access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
         if not writable:
-            access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READ
-            try:
-                self._call("cuMemSetAccess", address, size_bytes, [access], 1)
-            except CudaError:
-                access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-            else:
+            with contextlib.suppress(CudaError):
+                self._allow(address, size_bytes, flags.CU_MEM_ACCESS_FLAGS_PROT_READ)
                 return int(address)
-        self._call("cuMemSetAccess", address, size_bytes, [access], 1)
+        self._allow(address, size_bytes, flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
         return int(address)
 
     def allocate(self, nbytes: int) -> int:
@@ -166,6 +160,12 @@ class Cuda:
     def wait(self, event: Any) -> None:
         """Return once `event` was reached."""
         self._call("cuEventSynchronize", event)
+
+    def _allow(self, address: Any, size_bytes: int, flags: Any) -> None:
+        access = self._driver.CUmemAccessDesc()
+        access.location = self._location()
+        access.flags = flags
+        self._call("cuMemSetAccess", address, size_bytes, [access], 1)
 
     def _attribute(self, name: str) -> int:
         attribute = getattr(self._driver.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")

@@ -32,9 +32,14 @@ class ModelRunner:
         self._may_capture = may_capture
         self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" else None
 
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether decode steps are CUDA graphs here."""
+        return self._graphs is not None
+
     @torch.inference_mode()
     def capture_first_graph(self) -> None:
-        """On a GPU, make the first decode step as fast as the later ones."""
+        """Make the first decode step as fast as the later ones, where graphs are used at all."""
         if self._graphs is not None:
             self._graphs.capture_first()
 

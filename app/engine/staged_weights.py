@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from app.engine.skeleton import stored
+from app.engine.weights import own_memory
 from app.messages import StagedShard
 from streaming.clock import boottime_s
 from streaming.errors import CheckpointError, DeviceError
-from streaming.host_memory import available_bytes
 from streaming.messages import Extent
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,7 @@ class StagedWeights:
     """
 
     def __init__(self, nbytes: int, extents: Mapping[str, Extent], device: str):
-        if device == "cpu" and nbytes > (free_bytes := available_bytes()):
-            raise _no_room(nbytes, free_bytes)
-        try:
-            self.flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        except torch.OutOfMemoryError as error:
-            raise _no_room(nbytes, torch.cuda.mem_get_info()[0]) from error
+        self.flat = own_memory(nbytes, device)
         self._extents = extents
 
     def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
@@ -74,10 +69,3 @@ class StagedWeights:
         with safe_open(f"/proc/self/fd/{fd}", framework="pt", device=str(self.flat.device)) as file:
             for stored_name, source_name in shard.tensors.items():
                 stored(stored_name, self.flat, self._extents).copy_(file.get_tensor(source_name))
-
-
-def _no_room(nbytes: int, free_bytes: int) -> DeviceError:
-    return DeviceError(
-        f"the weights need {nbytes} bytes of the device's memory, {free_bytes} are free: "
-        "use a smaller model or a larger device"
-    )

@@ -69,10 +69,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         with _timed(connection, "engine.warmup"):
             warm_up(runner, blocks, options.block_size_tokens)
             sampler.join()  # nothing else may run beside a capture
-        torch_import.wait()
-        if model.device.type == "cuda":
-            with _timed(connection, "engine.capture"):
-                runner.capture_first_graph()
+        _capture(runner, torch_import, connection)
     landed, shard_fds = inbox.wait_for(WeightsLanded)
     with _timed(connection, "weights.load"):
         weights.landed(landed.shards, shard_fds)
@@ -92,6 +89,14 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
     ).run()
+
+
+def _capture(runner: ModelRunner, torch_import: TorchImport, connection: Connection[ToEngine]) -> None:
+    """Use the time until the bytes are there: the rest of torch, and on a GPU the first graph."""
+    torch_import.wait()
+    if runner.uses_graphs:
+        with _timed(connection, "engine.capture"):
+            runner.capture_first_graph()
 
 
 def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:

@@ -17,6 +17,7 @@ import torch
 from app.messages import StagedShard
 from streaming.cuda_driver import Cuda, CudaError
 from streaming.errors import DeviceError
+from streaming.host_memory import available_bytes
 from streaming.messages import FellBack
 
 _PIECE_BYTES = 256 << 20
@@ -51,10 +52,7 @@ class CopiedToGpu:
     """
 
     def __init__(self, host: torch.Tensor, cuda: Cuda, on_fallback: Callable[[FellBack], None]):
-        try:
-            self.flat = torch.empty(host.nbytes, dtype=torch.uint8, device="cuda")
-        except torch.OutOfMemoryError as error:
-            raise DeviceError(f"the GPU has no {host.nbytes} bytes left for the weights: use a larger one") from error
+        self.flat = own_memory(host.nbytes, "cuda")
         self._host = host
         # Pages come into being as they are pinned, which is why it is done before they are written.
         try:
@@ -72,6 +70,27 @@ class CopiedToGpu:
             piece = slice(start, start + _PIECE_BYTES)
             self.flat[piece].copy_(self._host[piece], non_blocking=self._pinned)
         torch.cuda.synchronize()
+
+
+def own_memory(nbytes: int, device: str) -> torch.Tensor:
+    """Memory of the engine's own for weights that are copied, (nbytes,) uint8 on "cpu" or "cuda".
+
+    Raises:
+        DeviceError: The device has not as much.
+    """
+    if device == "cpu" and nbytes > (free_bytes := available_bytes()):
+        raise _no_room(nbytes, free_bytes)
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise _no_room(nbytes, torch.cuda.mem_get_info()[0]) from error
+
+
+def _no_room(nbytes: int, free_bytes: int) -> DeviceError:
+    return DeviceError(
+        f"the weights need {nbytes} bytes of the device's memory, {free_bytes} are free: "
+        "use a smaller model or a larger device"
+    )
 
 
 def in_place_on_gpu(address: int, nbytes: int) -> InPlace:
