@@ -13,7 +13,6 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from streaming import pipeline
 from streaming.clock import boottime_s, exec_time_s
 from streaming.destination import Destination
 from streaming.errors import StreamingError
@@ -87,6 +86,8 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
 
 def _stream(server: Server, request: LoadRequest, source: Source, destination: Destination, fds: list[int]) -> None:
     """Land every chunk at its address."""
+    from streaming.pipeline import land
+
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, source)
         start_s = boottime_s()
@@ -102,7 +103,8 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
     start_s = boottime_s()
-    fetched_s = pipeline.land(source, left, plan.versions, arena, lanes=request.pipeline.lanes, on_landed=on_landed)
+    lanes, writers = request.pipeline.lanes, request.pipeline.writers
+    fetched_s = land(source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed)
     _finish(server, request, start_s, fetched_s, sum(chunk.nbytes for chunk in left))
 
 

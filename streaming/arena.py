@@ -15,17 +15,17 @@ from streaming.errors import DeviceError
 from streaming.host_memory import available_bytes
 from streaming.messages import ArenaMemory, Chunk
 
-# A cast makes a copy or three of its piece, so that a piece bounds what a lane holds beside its chunk.
+# A cast makes a copy or three of its piece, so that a piece bounds what a writer holds beside its chunk.
 _CAST_BYTES = 1 << 20
 
 
-class ArenaLane(Protocol):
-    """One lane's way into the arena; used by one thread.
+class ArenaWriter(Protocol):
+    """One thread's way into the arena.
 
-    `land` returns once the chunk's buffer may be reused; `finish` once everything handed in has landed.
+    `write` returns once the chunk's buffer may be reused; `finish` once everything handed in has landed.
     """
 
-    def land(self, chunk: Chunk, data: memoryview) -> None:
+    def write(self, chunk: Chunk, data: memoryview) -> None:
         """Put every segment of `data` at its address."""
 
     def finish(self) -> None:
@@ -33,13 +33,13 @@ class ArenaLane(Protocol):
 
 
 class Arena(Protocol):
-    """Memory that lanes write into and whose descriptor other processes map."""
+    """Memory that writers fill and whose descriptor other processes map."""
 
     fd: int
     memory: ArenaMemory
 
-    def open_lane(self, on_landed: Callable[[Chunk], None]) -> ArenaLane:
-        """A lane; `on_landed` is called once a chunk's every byte is at its address."""
+    def open_writer(self, on_landed: Callable[[Chunk], None]) -> ArenaWriter:
+        """A writer for the calling thread; `on_landed` is called once a chunk's every byte is at its address."""
 
 
 def stored_pieces(chunk: Chunk, data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -80,27 +80,27 @@ class HostArena:
         os.ftruncate(fd, nbytes)
         return cls(fd, ArenaMemory("host", nbytes))
 
-    def open_lane(self, on_landed: Callable[[Chunk], None]) -> ArenaLane:
-        """A lane that writes at once: what `land` was given has landed when it returns."""
-        return _HostLane(self.fd, on_landed)
+    def open_writer(self, on_landed: Callable[[Chunk], None]) -> ArenaWriter:
+        """A writer that does it at once: what `write` was given has landed when it returns."""
+        return _HostWriter(self.fd, on_landed)
 
 
-class _HostLane:
+class _HostWriter:
     """`pwrite` needs no mapping, and gives up the GIL (2.8 GB/s; a memoryview copy held it at 1.0)."""
 
     def __init__(self, fd: int, on_landed: Callable[[Chunk], None]):
         self._fd = fd
         self._on_landed = on_landed
 
-    def land(self, chunk: Chunk, data: memoryview) -> None:
+    def write(self, chunk: Chunk, data: memoryview) -> None:
         for arena_start, piece in stored_pieces(chunk, data):
-            self._write(piece, arena_start)
+            self._write_piece(piece, arena_start)
         self._on_landed(chunk)
 
     def finish(self) -> None:
         """Nothing is ever on its way: every write was synchronous."""
 
-    def _write(self, piece: memoryview, at: int) -> None:
+    def _write_piece(self, piece: memoryview, at: int) -> None:
         while piece:
             try:
                 written = os.pwrite(self._fd, piece, at)

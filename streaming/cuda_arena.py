@@ -1,4 +1,4 @@
-"""The arena in GPU memory, and the lanes that copy into it out of pinned slots.
+"""The arena in GPU memory, and the writers that copy into it out of pinned slots.
 
 `CudaArena` is one exported allocation: its descriptor keeps the weights in whichever process holds it, also
 one that knows no CUDA. Takes fetched chunks and puts their segments at their addresses. Knows no source.
@@ -19,11 +19,11 @@ class CudaArena:
     """GPU memory mapped into this process.
 
     Args:
-        cuda: Started; its context is used from every lane.
+        cuda: Started; its context is used from every writer.
         fd: Keeps the memory alive.
         memory: How much there is.
         address: Where it is mapped.
-        slot_bytes: Size of one staging slot; every lane has two.
+        slot_bytes: Size of one staging slot; every writer has two.
         on_unpinned: Called with the reason when a slot cannot be pinned; it may raise.
     """
 
@@ -44,8 +44,8 @@ class CudaArena:
         self._slot_bytes = slot_bytes
         self._on_unpinned = on_unpinned
 
-    def open_lane(self, on_landed: Callable[[Chunk], None]) -> CudaLane:
-        """A lane for the calling thread: two slots, one stream."""
+    def open_writer(self, on_landed: Callable[[Chunk], None]) -> CudaWriter:
+        """A writer for the calling thread: two slots, one stream."""
         self._cuda.use_here()
         slots = [_Slot(self._cuda, self._slot_bytes) for _ in range(2)]
         try:
@@ -53,7 +53,7 @@ class CudaArena:
                 slot.pin()
         except CudaError as error:
             self._on_unpinned(f"{self._slot_bytes} bytes could not be pinned ({error.name}): is `ulimit -l` too low?")
-        return CudaLane(self._cuda, self.address, (slots[0], slots[1]), on_landed)
+        return CudaWriter(self._cuda, self.address, (slots[0], slots[1]), on_landed)
 
 
 class _Slot:
@@ -97,7 +97,7 @@ class _Slot:
         return chunk
 
 
-class CudaLane:
+class CudaWriter:
     """One thread's way into the arena: one slot is filled while the other is copied."""
 
     def __init__(self, cuda: Cuda, address: int, slots: tuple[_Slot, _Slot], on_landed: Callable[[Chunk], None]):
@@ -106,7 +106,7 @@ class CudaLane:
         self._slot, self._other = slots
         self._on_landed = on_landed
 
-    def land(self, chunk: Chunk, data: memoryview) -> None:
+    def write(self, chunk: Chunk, data: memoryview) -> None:
         """Stage the chunk and queue its copies; `on_landed` hears of it when a slot is needed again."""
         for arena_start, piece in stored_pieces(chunk, data):
             self._stage(self._address + arena_start, piece)

@@ -1,7 +1,7 @@
 """The CUDA driver as loader and engine use it: the first visible GPU, exportable memory, copies into it.
 
 Gives plain integers (addresses, handles, streams) and raises `CudaError`. The only file that knows
-cuda.bindings. Knows no plan and no lane. Every call gives up the GIL while the driver works.
+cuda.bindings. Knows no plan and no chunk. Every call gives up the GIL while the driver works.
 """
 
 from __future__ import annotations

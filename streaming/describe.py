@@ -6,6 +6,7 @@ speculative header read catches).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def _header(source: Source, shard: str, prefix: Prefix | None) -> tuple[tuple[En
     head = bytes(prefix.data)
     end = checkpoint.header_end(shard, head, version.size_bytes)
     if end > len(head):
-        head += bytes(source.read_range(version, len(head), end))
+        head += bytes(asyncio.run(source.read_range(version, len(head), end)))
     return checkpoint.parse_header(shard, head[checkpoint.LENGTH_BYTES : end], version.size_bytes), version
 
 

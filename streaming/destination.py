@@ -105,7 +105,7 @@ class Destination:
         return self._cuda
 
     def _fall_back(self, what: str, reason: str) -> None:
-        """Say so once per kind: eight lanes fail alike.
+        """Say so once per kind: all writers fail alike.
 
         Raises:
             DeviceError: Fallbacks are not allowed.

@@ -1,4 +1,4 @@
-"""Host memory that lanes copy from: its address, and copies into it that give up the GIL.
+"""Host memory that a GPU copies from: its address, and copies into it that give up the GIL.
 
 Takes buffers, gives addresses. Standard library only: numpy would cost the loader a tenth of a second. Knows
 no device.

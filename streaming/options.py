@@ -11,6 +11,7 @@ import msgspec
 MIB = 1 << 20
 # How weights get to the device: chunk by chunk, or in whole shards by way of the disk.
 DIRECT_GPU, HOST_STAGING = "direct-gpu", "host-staging"
+_MOST_WRITERS = 4
 
 
 class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +59,23 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How many lanes fetch at once and how many bytes one ranged GET asks for."""
+    """How many lanes fetch at once, each a chunk, and how many bytes such a ranged GET asks for."""
 
-    lanes: int = 12
+    lanes: int = 16
     chunk_bytes: int = 16 * MIB
+
+    @property
+    def writers(self) -> int:
+        """How many threads put fetched chunks at their addresses: four keep up with what sixteen cores fetch."""
+        return min(self.lanes, _MOST_WRITERS)
+
+    @property
+    def chunks_held(self) -> int:
+        """The most chunks in host memory.
+
+        A chunk arrives in pieces and is joined, so for a moment a lane holds it twice; a GPU's writer has two slots.
+        """
+        return 2 * (self.lanes + self.writers)
 
 
 class DestinationOptions(msgspec.Struct, frozen=True, kw_only=True):

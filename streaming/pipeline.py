@@ -1,15 +1,16 @@
-"""The overlapped pipeline: lanes that fetch chunks and land them. The only threads of the loader.
+"""The overlapped pipeline: lanes fetch chunks, writers put them at their addresses.
 
-Takes a source, chunks and an arena; reports each landed chunk. Knows no checkpoint and no message. Host
-memory is at most two chunks per lane (the source joins a body's pieces), whatever the model's size.
+A lane is a coroutine, because obstore's own threads do its work; a writer is a thread, because it copies. Takes a
+source, chunks and an arena; reports each landed chunk. Knows no checkpoint and no message. Host memory is bounded
+(`PipelineOptions.chunks_held`), whatever the model's size.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from streaming.arena import Arena
 from streaming.clock import boottime_s
@@ -18,11 +19,13 @@ from streaming.messages import BlobVersion, Chunk
 if TYPE_CHECKING:
     from obstore import Bytes
 
+T = TypeVar("T")
+
 
 class RangeReader(Protocol):
     """What the lanes need of a source."""
 
-    def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
+    async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """Bytes `[start, end)` of this version, as a buffer."""
 
 
@@ -33,19 +36,21 @@ def land(
     arena: Arena,
     *,
     lanes: int,
+    writers: int,
     on_landed: Callable[[Chunk], None],
 ) -> float:
     """Fetch and land every chunk; returns once all of them have landed.
 
-    The first error stops every lane after the chunk it is on, and is raised when they have stopped.
+    The first error cancels every fetch, and is raised once no writer is writing any more.
 
     Args:
-        source: Where the bytes are; used from every lane.
+        source: Where the bytes are.
         chunks: What to fetch, in the order in which lanes take them.
         versions: The version of every shard that the chunks name.
         arena: Where the bytes go.
-        lanes: How many chunks are on their way at once.
-        on_landed: Called from lane threads, once per chunk.
+        lanes: How many chunks are fetched at once.
+        writers: How many are put at their addresses at once.
+        on_landed: Called from writers' threads, once per chunk.
 
     Returns:
         When the last byte had been fetched (CLOCK_BOOTTIME, seconds); landing it took until the return.
@@ -53,60 +58,70 @@ def land(
     Raises:
         StreamingError: Of the first chunk that failed.
     """
-    shared = _Shared(source, chunks, versions, arena, on_landed)
-    threads = [threading.Thread(target=shared.run_lane, name=f"lane-{number}") for number in range(lanes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return shared.result()
+    pool = [_Writer(arena, on_landed) for _ in range(writers)]
+    try:
+        return asyncio.run(_Load(source, versions, pool).run(iter(chunks), lanes))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    finally:
+        for writer in pool:
+            writer.stop()
 
 
-class _Shared:
+class _Load:
     """What the lanes of one load have in common."""
 
-    def __init__(
-        self,
-        source: RangeReader,
-        chunks: Iterable[Chunk],
-        versions: Iterable[BlobVersion],
-        arena: Arena,
-        on_landed: Callable[[Chunk], None],
-    ):
+    def __init__(self, source: RangeReader, versions: Iterable[BlobVersion], writers: Sequence[_Writer]):
         self._source = source
-        self._arena = arena
-        self._on_landed = on_landed
         self._versions = {version.name: version for version in versions}
-        self._todo: queue.SimpleQueue[Chunk] = queue.SimpleQueue()
-        for chunk in chunks:
-            self._todo.put(chunk)
-        self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._writers = writers
+        self._idle: asyncio.Queue[_Writer] = asyncio.Queue()
         self._fetched_s = boottime_s()
 
-    def run_lane(self) -> None:
-        """Fetch and land chunks until none is left or a lane has failed."""
-        try:
-            lane = self._arena.open_lane(self._on_landed)
-            while not self._stop.is_set() and (chunk := _next(self._todo)) is not None:
-                data = self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
-                self._fetched_s = boottime_s()  # of several lanes the last one writes last
-                lane.land(chunk, memoryview(data))
-                del data  # or a third chunk would be held while the next one is fetched
-            lane.finish()
-        except BaseException as error:  # noqa: BLE001 - it is raised again on the caller's thread
-            self._errors.put(error)
-            self._stop.set()
-
-    def result(self) -> float:
-        """When the last byte had been fetched, or the first error."""
-        if not self._errors.empty():
-            raise self._errors.get()
+    async def run(self, todo: Iterator[Chunk], lanes: int) -> float:
+        """Everything at once; gives when the last byte had been fetched."""
+        async with asyncio.TaskGroup() as group:
+            for writer in self._writers:
+                group.create_task(self._open(writer))
+            for _ in range(lanes):
+                group.create_task(self._run_lane(todo))
+        await asyncio.gather(*(writer.finish() for writer in self._writers))
         return self._fetched_s
 
+    async def _open(self, writer: _Writer) -> None:
+        await writer.open()
+        self._idle.put_nowait(writer)
 
-def _next(todo: queue.SimpleQueue[Chunk]) -> Chunk | None:
-    try:
-        return todo.get_nowait()
-    except queue.Empty:
-        return None
+    async def _run_lane(self, todo: Iterator[Chunk]) -> None:
+        for chunk in todo:
+            data = await self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
+            self._fetched_s = boottime_s()  # of several lanes the last one writes last
+            writer = await self._idle.get()
+            await writer.write(chunk, data)
+            self._idle.put_nowait(writer)
+            del data  # or another chunk would be held while the next one is fetched
+
+
+class _Writer:
+    """One writer of the arena, on a thread of its own: what is opened there is used there."""
+
+    def __init__(self, arena: Arena, on_landed: Callable[[Chunk], None]):
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._arena = arena
+        self._on_landed = on_landed
+
+    async def open(self) -> None:
+        self._writer = await self._on_thread(self._arena.open_writer, self._on_landed)
+
+    async def write(self, chunk: Chunk, data: Bytes) -> None:
+        await self._on_thread(self._writer.write, chunk, memoryview(data))
+
+    async def finish(self) -> None:
+        await self._on_thread(self._writer.finish)
+
+    def stop(self) -> None:
+        """Wait for what it is doing."""
+        self._thread.shutdown()
+
+    def _on_thread(self, function: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)

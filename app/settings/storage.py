@@ -50,7 +50,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         int,
         Setting(
             size(UNLIMITED, accepts="-1 (no limit), 0 (the least) or a size in bytes, such as 512MiB"),
-            "Host memory of all lanes (four chunks each); lanes, then chunks, are reduced to fit.",
+            "Host memory of all chunks (two per lane, eight for the writers); lanes, then chunks, are reduced to fit.",
             flags=("--memory-limit",),
             variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
             loader_key="memory_limit",

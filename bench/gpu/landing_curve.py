@@ -71,7 +71,7 @@ class Curve:
 
 
 def figures(
-    *, exec_s: float, planned_s: float, landed_s: float, arrivals: Sequence[Arrival], lanes: int
+    *, exec_s: float, planned_s: float, landed_s: float, arrivals: Sequence[Arrival], lanes: int, cpu_s: float
 ) -> dict[str, Any]:
     """What is kept of one load.
 
@@ -81,6 +81,7 @@ def figures(
         landed_s: When the last one was in its place.
         arrivals: What landed when.
         lanes: How many arrive at once.
+        cpu_s: What the process has computed by now, from its exec on.
     """
     curve = Curve(planned_s, arrivals, lanes)
     return {
@@ -91,6 +92,7 @@ def figures(
         "steady": curve.rate(0.1, 0.9),
         "transfer": round(curve.nbytes / (landed_s - planned_s) / 1e9, 4),
         "whole": round(curve.nbytes / (landed_s - exec_s) / 1e9, 4),
+        "cpu_s_per_gb": round(cpu_s / (curve.nbytes / 1e9), 3),
         "tenths": curve.tenths(),
     }
 

@@ -1,13 +1,13 @@
-"""The ceiling of the network side: `python -m bench.gpu.landing_obstore URL THREADS CHUNK_BYTES`.
+"""The ceiling of the network side: `python -m bench.gpu.landing_obstore URL CONCURRENCY CHUNK_BYTES`.
 
-The ranged GETs that our loader's plan makes, by as many threads, through obstore alone; bodies are dropped.
+The ranged GETs that our loader's plan makes, as many at a time, through obstore alone; bodies are dropped.
 """
 
 from __future__ import annotations
 
-import queue
+import asyncio
 import sys
-import threading
+import time
 from typing import Any
 
 import obstore
@@ -16,7 +16,7 @@ from obstore.store import HTTPStore
 from bench.gpu.landing_curve import Arrival, figures, tell
 from streaming.clock import boottime_s, exec_time_s
 from streaming.describe import describe
-from streaming.messages import Chunk, Described, Plan
+from streaming.messages import Described, Plan
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
 from streaming.source import open_source
@@ -30,28 +30,23 @@ def plan_of(url: str, chunk_bytes: int) -> Plan:
     return plan_load(found.entries, found.versions, as_stored(described), chunk_bytes=chunk_bytes)
 
 
-def fetch(url: str, plan: Plan, threads: int) -> list[Arrival]:
-    """Read everything once; when each body was complete."""
+async def fetch(url: str, plan: Plan, concurrency: int) -> list[Arrival]:
+    """Read everything once, `concurrency` ranges at a time; when each body was complete."""
     store = HTTPStore.from_url(url, client_options={"allow_http": True})
-    todo: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-    for chunk in [*plan.chunks, *[None] * threads]:
-        todo.put(chunk)
-    arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+    todo = iter(plan.chunks)
+    arrivals: list[Arrival] = []
 
-    def run() -> None:
-        while (chunk := todo.get()) is not None:
-            nbytes = len(obstore.get(store, chunk.shard, options={"range": (chunk.start, chunk.end)}).bytes())
-            arrivals.put(Arrival(boottime_s(), nbytes))
+    async def run() -> None:
+        for chunk in todo:
+            answer = await obstore.get_async(store, chunk.shard, options={"range": (chunk.start, chunk.end)})
+            nbytes = len(await answer.bytes_async())
+            arrivals.append(Arrival(boottime_s(), nbytes))
 
-    workers = [threading.Thread(target=run) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return [arrivals.get() for _ in range(arrivals.qsize())]
+    await asyncio.gather(*(run() for _ in range(concurrency)))
+    return arrivals
 
 
-def main(url: str, threads: int, chunk_bytes: int) -> dict[str, Any]:
+def main(url: str, concurrency: int, chunk_bytes: int) -> dict[str, Any]:
     """Plan, then fetch.
 
     Raises:
@@ -59,14 +54,21 @@ def main(url: str, threads: int, chunk_bytes: int) -> dict[str, Any]:
     """
     plan = plan_of(url, chunk_bytes)
     planned_s = boottime_s()
-    arrivals = fetch(url, plan, threads)
+    arrivals = asyncio.run(fetch(url, plan, concurrency))
     landed_s = boottime_s()
-    measured = figures(exec_s=exec_time_s(), planned_s=planned_s, landed_s=landed_s, arrivals=arrivals, lanes=threads)
+    measured = figures(
+        exec_s=exec_time_s(),
+        planned_s=planned_s,
+        landed_s=landed_s,
+        arrivals=arrivals,
+        lanes=concurrency,
+        cpu_s=time.process_time(),
+    )
     if measured["bytes"] != plan.fetch_bytes:
         raise RuntimeError(f"{measured['bytes']} of {plan.fetch_bytes} bytes came")
     return measured
 
 
 if __name__ == "__main__":
-    url, threads, chunk_bytes = sys.argv[1:]
-    tell(main(url, int(threads), int(chunk_bytes)))
+    url, concurrency, chunk_bytes = sys.argv[1:]
+    tell(main(url, int(concurrency), int(chunk_bytes)))

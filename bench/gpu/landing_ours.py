@@ -6,6 +6,7 @@ when its message came here. GPU memory is given back when this process ends.
 
 from __future__ import annotations
 
+import resource
 import sys
 from typing import Any
 
@@ -57,8 +58,15 @@ def land(uri: str, device: str, lanes: int, chunk_bytes: int) -> dict[str, Any]:
         landed_s=result.report.landed_s,
         arrivals=listener.arrivals,
         lanes=lanes,
+        cpu_s=_children_cpu_s(),
     )
     return measured | {"loader_peak_rss_mib": round(result.max_resident_bytes / 2**20, 1)}
+
+
+def _children_cpu_s() -> float:
+    """The loader's: it is the only child, and has been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 if __name__ == "__main__":

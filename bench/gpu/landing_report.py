@@ -14,15 +14,16 @@ DISCIPLINE = (
     "every load is a new process, timed from its exec (the kernel's start time); page cache and bytecode warm; one "
     "process at a time, the order reversed every other round; 1 s and the GPU's memory back at its baseline between "
     "loads; object store, loader and benchmark share one machine; GB are decimal; steady is from 10 to 90 % landed, "
-    "transfer from the first byte asked for, whole from exec; median (min-max)"
+    "transfer from the first byte asked for, whole from exec; CPU-s are the loading process's, imports included; median (min-max)"
 )
-_KEYS = ("planned_s", "seconds", "steady", "transfer", "whole", "peak_rss_mib")
+_KEYS = ("planned_s", "seconds", "steady", "transfer", "whole", "cpu_s_per_gb", "peak_rss_mib")
 _TITLES = (
     "exec to planned, s",
     "exec to landed, s",
     "steady, GB/s",
     "transfer, GB/s",
     "whole, GB/s",
+    "CPU-s/GB",
     "peak RSS, MiB",
 )
 Rows = dict[str, dict[str, Any]]

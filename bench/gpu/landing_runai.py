@@ -7,6 +7,7 @@ counted from the call that starts it.
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from bench.gpu.landing_curve import Arrival, figures, tell
@@ -29,7 +30,14 @@ def main(uri: str, device: str, shards: list[str]) -> dict[str, Any]:
         if device != "cpu":
             torch.cuda.synchronize()
         landed_s = boottime_s()
-    return figures(exec_s=exec_time_s(), planned_s=planned_s, landed_s=landed_s, arrivals=arrivals, lanes=1)
+    return figures(
+        exec_s=exec_time_s(),
+        planned_s=planned_s,
+        landed_s=landed_s,
+        arrivals=arrivals,
+        lanes=1,
+        cpu_s=time.process_time(),
+    )
 
 
 if __name__ == "__main__":

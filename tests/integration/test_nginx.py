@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
@@ -22,12 +23,12 @@ from tools.nginx_binary import NginxError, Programs, ensure_programs
 DATA = bytes(range(256)) * 4096
 
 READ_OVER_TLS = """
-import sys
+import asyncio, sys
 from streaming.options import SourceOptions
 from streaming.source import open_source
 source = open_source(sys.argv[1], SourceOptions(max_retries=0))
 version = source.read_prefix("blob.bin", 8).version
-sys.stdout.buffer.write(bytes(source.read_range(version, 1000, 70000)))
+sys.stdout.buffer.write(bytes(asyncio.run(source.read_range(version, 1000, 70000))))
 """
 
 
@@ -65,10 +66,10 @@ def test_our_source_reads_ranges_of_the_described_version(server, root):
     source = open_source(f"{server.plain_url}/models", SourceOptions(max_retries=0))
     version = source.read_prefix("changing.bin", 8).version
     assert version.is_pinned
-    assert bytes(source.read_range(version, 5, 70000)) == DATA[5:70000]
+    assert bytes(asyncio.run(source.read_range(version, 5, 70000))) == DATA[5:70000]
     other.write_bytes(DATA + b"more")
     with pytest.raises(BlobChanged):
-        source.read_range(version, 5, 70000)
+        asyncio.run(source.read_range(version, 5, 70000))
 
 
 def test_our_source_reads_over_tls_once_the_bundle_is_trusted(server):

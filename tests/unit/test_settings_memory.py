@@ -20,20 +20,20 @@ from tests.unit.configurations import URI
     limit_bytes=st.just(4 * MIB) | st.integers(1, 1 << 38),
 )
 def test_memory_limit_is_never_exceeded(lanes, chunk_mib, limit_bytes):
-    """Slots fit the limit, nothing grows, chunks shrink only with one lane left, and only < 4 MiB fails."""
+    """Chunks fit the limit, nothing grows, chunks shrink only with one lane left, and less than a lane and a writer need fails."""
     chunk_bytes = chunk_mib * MIB
     if limit_bytes < 4 * MIB:
         with pytest.raises(UsageError):
             fit_memory(lanes, chunk_bytes, limit_bytes)
         return
     fitted = fit_memory(lanes, chunk_bytes, limit_bytes)
-    assert 4 * fitted.lanes * fitted.chunk_bytes <= limit_bytes
+    assert fitted.chunks_held * fitted.chunk_bytes <= limit_bytes
     assert 1 <= fitted.lanes <= lanes
     assert MIB <= fitted.chunk_bytes <= chunk_bytes
     assert fitted.chunk_bytes == chunk_bytes or fitted.lanes == 1
     # Maximal: one more lane, or one more MiB, would not fit or was not asked for.
     if fitted.chunk_bytes == chunk_bytes:
-        assert fitted.lanes == lanes or 4 * (fitted.lanes + 1) * chunk_bytes > limit_bytes
+        assert fitted.lanes == lanes or PipelineOptions(lanes=fitted.lanes + 1).chunks_held * chunk_bytes > limit_bytes
     else:
         assert 4 * (fitted.chunk_bytes + MIB) > limit_bytes
 
@@ -49,5 +49,5 @@ def test_reduction_is_noticed():
     settings = load([URI, "--memory-limit", "128MiB"], {})
     assert settings.storage.pipeline_options() == PipelineOptions(lanes=2, chunk_bytes=16 * MIB)
     assert settings.notices == (
-        "storage.memory_limit_bytes=134217728 reduces 12 lanes with chunks of 16 MiB to 2 with 16 MiB",
+        "storage.memory_limit_bytes=134217728 reduces 16 lanes with chunks of 16 MiB to 2 with 16 MiB",
     )
