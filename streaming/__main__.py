@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from streaming.clock import boottime_s, exec_time_s
+from streaming.cuda_driver import import_early
 from streaming.destination import Destination
 from streaming.errors import StreamingError
 from streaming.errors import report as error_report
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
     connection: Connection[ToLoader] = Connection(socket.socket(fileno=fd), ToLoader)
     server = Mailbox(connection, on_closed=lambda: os._exit(0))  # nobody wants these bytes
     server.send(PhaseTimed(name="loader.spawn", start_s=exec_time_s(), end_s=boottime_s()))
+    import_early()  # the server is still reading its settings
     try:
         request, fds = server.recv()
         assert isinstance(request, LoadRequest)  # the server speaks first, and says this

@@ -7,6 +7,7 @@ cuda.bindings. Knows no plan and no chunk. Every call gives up the GIL while the
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any, NamedTuple
 
 from streaming.errors import DeviceError
@@ -29,6 +30,13 @@ class DeviceMemory(NamedTuple):
 
     free_bytes: int
     total_bytes: int
+
+
+def import_early() -> None:
+    """Import cuda.bindings, a tenth of a second, if this looks like a machine that will need it."""
+    if os.access("/dev/nvidiactl", os.F_OK):
+        with contextlib.suppress(ImportError):
+            import cuda.bindings.driver  # noqa: F401
 
 
 class Cuda:
