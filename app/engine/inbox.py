@@ -48,8 +48,9 @@ class Inbox:
             if not self._answered(message):
                 logger.warning("ignored %s before %s", type(message).__name__, kind.__name__)
 
-    def has_come(self, kind: type[M]) -> bool:
-        """Whether the server has said `kind` already; it is kept for `wait_for`."""
+    def has_come(self, kind: type[M], *, timeout_s: float = 0.0) -> bool:
+        """Whether the server has said `kind`, or anything within the timeout that is; it is kept for `wait_for`."""
+        self._connection.poll(timeout_s)
         while received := self._connection.try_recv():
             self._early.append(received)
         return any(isinstance(message, kind) for message, _ in self._early)

@@ -33,6 +33,7 @@ from streaming.wire import Connection, ConnectionClosed
 logger = logging.getLogger(__name__)
 
 _FIRST_ANSWER_S = 0.3
+_POLL_S = 0.02
 
 
 def run_engine(connection: Connection[ToEngine], early: EarlyStart, torch_import: TorchImport) -> int:
@@ -69,7 +70,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         with _timed(connection, "engine.warmup"):
             warm_up(runner, blocks, options.block_size_tokens)
             sampler.join()  # nothing else may run beside a capture
-        _capture(runner, torch_import, connection)
+        _use_the_wait(inbox, runner, torch_import, connection)
     landed, shard_fds = inbox.wait_for(WeightsLanded)
     with _timed(connection, "weights.load"):
         weights.landed(landed.shards, shard_fds)
@@ -91,10 +92,19 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     ).run()
 
 
-def _capture(runner: ModelRunner, torch_import: TorchImport, connection: Connection[ToEngine]) -> None:
-    """Use the time until the bytes are there: the rest of torch, and on a GPU the first graph."""
-    torch_import.wait()
-    if runner.uses_graphs:
+def _use_the_wait(
+    inbox: Inbox, runner: ModelRunner, torch_import: TorchImport, connection: Connection[ToEngine]
+) -> None:
+    """Until the bytes are there: import the rest of torch, and on a GPU capture the first graph.
+
+    Neither holds up weights that land meanwhile: both can end after the first answer.
+    """
+    torch_import.go_on()
+    while not torch_import.is_whole:
+        if inbox.has_come(WeightsLanded, timeout_s=_POLL_S):
+            return
+    torch_import.wait()  # for its error
+    if runner.uses_graphs and not inbox.has_come(WeightsLanded):
         with _timed(connection, "engine.capture"):
             runner.capture_first_graph()
 

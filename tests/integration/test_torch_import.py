@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+
+from app.engine import startup
+from app.engine.inbox import Inbox
+from app.messages import FromEngine, StartEngine, ToEngine, WeightsLanded
+from streaming.wire import Connection
 
 PROLOGUE = "import sys; from app.engine import torch_import as t; "
 
@@ -63,3 +69,22 @@ except ImportError:
     print('told')
 """
     assert run(code) == "told"
+
+
+def test_weights_that_have_landed_do_not_wait_for_the_rest_of_torch():
+    """An import that never ends holds up nothing, as long as the bytes come."""
+
+    class NeverWhole:
+        is_whole = False
+
+        def go_on(self):
+            pass
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        engine = Connection(ours, ToEngine)
+        inbox = Inbox(engine, (StartEngine(), []), wait_for_torch=lambda: None)
+        Connection(theirs, FromEngine).send(WeightsLanded(warmup_token_ids=(7,)))
+        startup._use_the_wait(inbox, None, NeverWhole(), engine)
+        landed, _ = inbox.wait_for(WeightsLanded)
+    assert landed.warmup_token_ids == (7,)
