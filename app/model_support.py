@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
-from app.model_families import FAMILIES, Family, TensorSpec, token_ids_problem
+from app.families.checks import token_ids_problem
+from app.families.family import Family, Parameter, TensorSpec
+from app.families.registry import FAMILIES
 from streaming.dtypes import BITS
 from streaming.errors import ModelUnsupported
 from streaming.messages import Entry, Group, Layout, Origin, TensorLayout
@@ -55,19 +57,19 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
     config = _decode(files, "config.json")
     family = _family(config)
     _check_fields(family, config)
-    wanted = family.tensors(config)
+    parameters = family.parameters(config)
+    wanted = [part for parameter in parameters for part in parameter.parts]
     by_name = {entry.name: entry for entry in entries}
     _check_tensors(family, config, wanted, by_name)
     stored = _stored_dtype(config, by_name[wanted[0].name], dtype)
-    tensors = tuple(TensorLayout(spec.name, spec.name, stored) for spec in wanted)
     return SupportedModel(
         architecture=config["architectures"][0],
         max_model_len_tokens=config["max_position_embeddings"],
         stop_token_ids=_stop_token_ids(config, files),
         vocab_size=config["vocab_size"],
-        tensors=tensors,
-        groups=family.groups(config),
-        kv_bytes_per_token=family.kv_elements_per_token(config) * BITS[stored] // 8,
+        tensors=tuple(layout for parameter in parameters for layout in _layouts(parameter, stored)),
+        groups=tuple(_group(parameter) for parameter in parameters if len(parameter.parts) > 1),
+        kv_bytes_per_token=family.decoder(config).kv_elements_per_token * BITS[stored] // 8,
         weights_bytes=sum(math.prod(spec.shape) * BITS[stored] // 8 for spec in wanted),
     )
 
@@ -122,6 +124,18 @@ def _check_tensors(
     unexplained = sorted(name for name in unknown if not family.ignores(name, config))
     if unexplained:
         raise ModelUnsupported(f"the checkpoint holds {unexplained[0]!r}, which {family.model_type} does not have")
+
+
+def _layouts(parameter: Parameter, stored: str) -> list[TensorLayout]:
+    """What is stacked keeps its names, what is a parameter by itself gets the parameter's."""
+    if len(parameter.parts) == 1:
+        return [TensorLayout(parameter.parts[0].name, parameter.name, stored)]
+    return [TensorLayout(part.name, part.name, stored) for part in parameter.parts]
+
+
+def _group(parameter: Parameter) -> Group:
+    """Side by side in the arena: one matrix product in the engine instead of several."""
+    return Group(parameter.name, tuple(part.name for part in parameter.parts))
 
 
 def _stored_dtype(config: Mapping[str, Any], first: Entry, dtype: str) -> str:

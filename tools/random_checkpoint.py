@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from app.model_families import FAMILIES, TensorSpec
+from app.families.family import TensorSpec
+from app.families.registry import FAMILIES
 from tools.random_tokenizer import write_tokenizer
 
 PLANTED_FILE = "planted.json"

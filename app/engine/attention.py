@@ -1,20 +1,31 @@
 """Attention over the paged KV cache, one function per phase.
 
-Takes the queries, keys and values of a step's flattened tokens, gives what each token attends to. In a mixed
-step (`AttentionBatch`) every sequence reads exactly its own slots: a slice of the cache where its blocks lie
-in a row (a view, no copy), a gather where they do not. A decode step of fixed shapes (`DecodeAttention`)
-gathers whole block tables. Knows neither projections nor scheduling.
+Takes the queries, keys and values of a step's flattened tokens, gives what each token attends to; what differs
+between layers is in `AttentionSpec`. In a mixed step (`AttentionBatch`) every sequence reads exactly its own
+slots: a slice of the cache where its blocks lie in a row (a view, no copy), a gather where they do not. A decode
+step of fixed shapes (`DecodeAttention`) gathers whole block tables. Knows neither projections nor scheduling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """One layer's attention.
+
+    A token sees itself and the `sliding_window - 1` tokens before it, or everything before it with None.
+    """
+
+    layer: int
+    sliding_window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,21 @@ class SequenceAttention:
     context: slice | torch.Tensor
     mask: torch.Tensor | None
 
+    def within(self, window: int, device: torch.device) -> SequenceAttention:
+        """The same where every query sees `window` tokens at most: a shorter context, a mask if there are queries."""
+        queries = self.query_end - self.query_start
+        context = self.context
+        tokens = context.stop - context.start if isinstance(context, slice) else len(context)
+        if tokens <= window:
+            return self
+        seen = min(tokens, queries + window - 1)
+        tail = slice(context.stop - seen, context.stop) if isinstance(context, slice) else context[-seen:]
+        if queries == 1:
+            return replace(self, context=tail)
+        mask = torch.ones(queries, seen, dtype=torch.bool, device=device)
+        last = seen - queries  # the place of the first query's own token
+        return replace(self, context=tail, mask=mask.tril(last).triu(last - window + 1))
+
 
 @dataclass(frozen=True)
 class AttentionBatch:
@@ -39,6 +65,14 @@ class AttentionBatch:
     cache: KVCache
     slots: torch.Tensor  # (tokens,)
     sequences: Seq[SequenceAttention]
+    _windows: dict[int, AttentionBatch] = field(default_factory=dict, repr=False)
+
+    def within(self, window: int) -> AttentionBatch:
+        """The same for layers whose tokens see `window` tokens at most; made once a step."""
+        if window not in self._windows:
+            sequences = [sequence.within(window, self.slots.device) for sequence in self.sequences]
+            self._windows[window] = replace(self, sequences=sequences, _windows={})
+        return self._windows[window]
 
 
 @dataclass(frozen=True)
@@ -51,8 +85,10 @@ class DecodeAttention:
 
     cache: KVCache
     slots: torch.Tensor  # (rows,)
+    positions: torch.Tensor  # (rows,)
     context: torch.Tensor  # (rows, tokens) of slots
     mask: torch.Tensor  # (rows, 1, 1, tokens), True where a query may look
+    _windows: dict[int, DecodeAttention] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -66,11 +102,24 @@ class DecodeAttention:
         visible = places <= positions[:, None]
         # The row's own token lies at its own slot, also where a padding row's table says otherwise.
         context = torch.where(places == positions[:, None], slots[:, None], context)
-        return cls(cache, slots, torch.where(visible, context, cache.null_slot), visible[:, None, None])
+        context = torch.where(visible, context, cache.null_slot)
+        return cls(cache, slots, positions, context, visible[:, None, None])
+
+    def within(self, window: int) -> DecodeAttention:
+        """The same for layers whose tokens see `window` tokens at most; made once a step."""
+        if window >= self.context.shape[1]:
+            return self
+        if window not in self._windows:
+            first = (self.positions - window + 1).clamp(min=0)
+            places = first[:, None] + torch.arange(window, device=self.slots.device)
+            mask = self.mask[:, 0, 0].gather(1, places)[:, None, None]
+            context = self.context.gather(1, places)
+            self._windows[window] = replace(self, context=context, mask=mask, _windows={})
+        return self._windows[window]
 
 
 def attend(
-    layer: int,
+    spec: AttentionSpec,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -81,9 +130,11 @@ def attend(
     Returns:
         (tokens, heads * head_dim).
     """
-    keys, values = batch.cache.layers[layer]
+    keys, values = batch.cache.layers[spec.layer]
     keys.index_copy_(0, batch.slots, key)
     values.index_copy_(0, batch.slots, value)
+    if spec.sliding_window is not None:
+        batch = batch.within(spec.sliding_window)
     if isinstance(batch, DecodeAttention):
         return _decode_rows(query, keys[batch.context], values[batch.context], batch.mask)
     parts = [_attend_one(query, keys, values, sequence) for sequence in batch.sequences]

@@ -10,7 +10,7 @@ import mmap
 
 import torch
 
-from app.engine.models.config import DecoderConfig
+from app.families.decoder_config import DecoderConfig
 from app.messages import EngineOptions
 from streaming.errors import DeviceError
 from streaming.host_memory import available_bytes
@@ -57,7 +57,7 @@ def _host_storage(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
     """What one cached token costs over all layers."""
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+    return config.kv_elements_per_token * dtype.itemsize
 
 
 def free_for_cache_bytes(config: DecoderConfig, options: EngineOptions, device: torch.device, arena_bytes: int) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import msgspec
 import torch
 
-from app.engine.models.config import parse_config
 from app.engine.models.decoder import Decoder
+from app.families.registry import decoder_config
 from streaming.errors import CheckpointError
 from streaming.messages import Extent
 
@@ -24,14 +24,23 @@ _TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.floa
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def build_skeleton(config_json: bytes, extents: Mapping[str, Extent], device: torch.device) -> Decoder:
+def build_skeleton(
+    config_json: bytes, extents: Mapping[str, Extent], device: torch.device, max_model_len_tokens: int | None = None
+) -> Decoder:
     """The model that will compute on `device`, with every parameter on meta, in the dtype of the arena's embedding.
+
+    Args:
+        config_json: Of a model that `app.model_support` accepted.
+        extents: By parameter name.
+        device: Where the arena is.
+        max_model_len_tokens: The longest sequence; None means the model's own limit.
 
     Raises:
         CheckpointError: The arena has no embedding, or its dtype is not one of ours.
     """
     dtype = _torch_dtype(_EMBEDDING, _extent(_EMBEDDING, extents))
-    model = Decoder(parse_config(msgspec.json.decode(config_json)), dtype, device)
+    config = decoder_config(msgspec.json.decode(config_json))
+    model = Decoder(config, dtype, device, max_model_len_tokens or config.max_position_embeddings)
     elements = 0
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:

@@ -7,7 +7,7 @@ import torch
 
 from app.engine.skeleton import bind, build_skeleton
 from tests.decoding import PROMPTS, Engine, reference_logits, reference_tokens
-from tests.integration.packed_llama import VARIANTS, packed_llama
+from tests.integration.packed_model import VARIANTS, packed_model, packed_variant
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")
@@ -22,7 +22,7 @@ def exact():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_is_a_view_whose_bytes_may_come_later(variant):
     """Bound to zeros, then landed: the model's parameters are the checkpoint's, none was copied."""
-    packed = packed_llama(**VARIANTS[variant])
+    packed = packed_variant(variant)
     arena = torch.zeros(len(packed.arena), dtype=torch.uint8, device=GPU)
     model = build_skeleton(packed.config_json, packed.extents, GPU)
     bind(model, arena, packed.extents)
@@ -38,7 +38,7 @@ def test_every_parameter_is_a_view_whose_bytes_may_come_later(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_tokens_are_transformers(variant):
     """In float32: prefill eager, decode by graphs, alone and in a padded batch, blocks out of order."""
-    packed = packed_llama(**VARIANTS[variant])
+    packed = packed_variant(variant)
     engine = Engine(packed, device=GPU)
     for prompt in PROMPTS:
         expected = reference_logits(packed, prompt)
@@ -50,7 +50,7 @@ def test_logits_and_tokens_are_transformers(variant):
 
 def test_garbage_in_other_blocks_does_not_reach_a_row():
     """The cache full of NaN: what a graph gathers beyond a row's context is always zero."""
-    packed = packed_llama()
+    packed = packed_model()
     engine = Engine(packed, device=GPU)
     for keys, values in engine.runner._cache.layers:
         keys[:-1].fill_(torch.nan)

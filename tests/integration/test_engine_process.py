@@ -35,7 +35,7 @@ from app.messages import (
 )
 from streaming.messages import ArenaMemory, Origin, PhaseTimed
 from streaming.wire import Connection
-from tests.integration.packed_llama import PackedLlama, packed_llama
+from tests.integration.packed_model import PackedModel, packed_model
 
 TIMEOUT_S = 60.0
 PROMPT = (3, 1, 4, 1, 5)
@@ -128,7 +128,7 @@ def arena():
         yield make
 
 
-def bind(engine: Engine, packed: PackedLlama, fd: int, **options) -> None:
+def bind(engine: Engine, packed: PackedModel, fd: int, **options) -> None:
     engine.connection.send(
         BindArena(
             origin=Origin(arena_id="test"),
@@ -141,7 +141,7 @@ def bind(engine: Engine, packed: PackedLlama, fd: int, **options) -> None:
     )
 
 
-def reference_tokens(packed: PackedLlama, prompt=PROMPT, max_tokens: int = 8) -> list[int]:
+def reference_tokens(packed: PackedModel, prompt=PROMPT, max_tokens: int = 8) -> list[int]:
     ids = torch.tensor([prompt])
     mask = torch.ones_like(ids)
     return packed.reference.generate(ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)[
@@ -151,7 +151,7 @@ def reference_tokens(packed: PackedLlama, prompt=PROMPT, max_tokens: int = 8) ->
 
 def test_weights_that_land_after_the_binding_are_served(start, arena):
     """Bound and warmed on an empty arena, then landed: greedy tokens are transformers', without transformers."""
-    packed = packed_llama()
+    packed = packed_model()
     engine = start(PYTHONPROFILEIMPORTTIME="1")
     fd = arena(len(packed.arena))
     bind(engine, packed, fd, max_model_len_tokens=40, max_num_seqs=2)
@@ -193,7 +193,7 @@ def test_weights_that_land_after_the_binding_are_served(start, arena):
 
 def test_bytes_that_are_not_numbers_do_not_stop_the_warm_up(start, arena):
     """An arena of NaN warms up; weights that stay NaN after landing are refused as a damaged checkpoint."""
-    packed = packed_llama()
+    packed = packed_model()
     engine = start()
     fd = arena(len(packed.arena))
     os.pwrite(fd, b"\xff" * len(packed.arena), 0)
@@ -210,7 +210,7 @@ def test_bytes_that_are_not_numbers_do_not_stop_the_warm_up(start, arena):
 
 def test_a_tensor_that_is_missing_fails_the_engine_at_once(start, arena):
     """A checkpoint without a tensor that the config needs is refused before its weights land."""
-    packed = packed_llama()
+    packed = packed_model()
     del packed.extents["model.layers.1.self_attn.qkv_proj.weight"]
     engine = start()
     bind(engine, packed, arena(len(packed.arena)))
@@ -222,7 +222,7 @@ def test_a_tensor_that_is_missing_fails_the_engine_at_once(start, arena):
 
 def test_an_arena_that_is_too_small_fails_the_engine(start, arena):
     """Addresses beyond the memory that came with them are a device error, not a bus error."""
-    packed = packed_llama()
+    packed = packed_model()
     engine = start()
     bind(engine, packed, arena(mmap.PAGESIZE))
     failed = engine.next()
@@ -261,7 +261,7 @@ def test_a_tokenizer_is_converted_before_the_binding(start, arena):
     converted = engine.next()
     assert isinstance(converted, ConvertedTokenizer)
     assert Tokenizer.from_str(converted.tokenizer_json.decode()).get_vocab() == vocabulary
-    packed = packed_llama()
+    packed = packed_model()
     bind(engine, packed, arena(len(packed.arena)))
     engine.wait_for_phase("engine.warmup")
 

@@ -9,18 +9,21 @@ from hypothesis import strategies as st
 
 from app.engine.blocks import BlockAllocator
 from app.engine.kv_cache import DEFAULT_CACHE_BYTES, KVCache, bytes_per_token, cache_blocks
-from app.engine.models.config import parse_config
+from app.families.registry import decoder_config
 from app.messages import EngineOptions
 from streaming.errors import DeviceError
 
-CONFIG = parse_config(
+CONFIG = decoder_config(
     {
+        "architectures": ["LlamaForCausalLM"],
         "vocab_size": 10,
         "hidden_size": 32,
         "intermediate_size": 8,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
     }
 )
 MIB = 1 << 20

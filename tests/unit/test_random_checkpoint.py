@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from app.model_families import FAMILIES
+from app.families.registry import FAMILIES
 from tools.random_checkpoint import SHAPES, write_checkpoint
 
 
