@@ -36,23 +36,42 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     block_size_tokens: int = 16
+    prefix_caching: bool = True
     kv_cache_bytes: int | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How one sequence picks its tokens and when it ends.
+    """How one sequence picks its tokens and when it ends; every default but the temperature's means "off".
 
-    `temperature` 0 is argmax; `top_k` 0 and `top_p` 1 keep every token. A `seed` fixes the draws by
-    (seed, position), whatever else is in the batch. The sequence ends with finish reason "stop" at any
-    of `stop_token_ids` (which is reported as its last token) and "length" after `max_tokens`.
+    `temperature` 0 is argmax; `top_k` 0, `top_p` 1 and `min_p` 0 keep every token. `repetition_penalty` divides
+    (multiplies, if negative) the logits of tokens in prompt and output; `frequency_penalty` times the count in the
+    output, and `presence_penalty` if there is any, are subtracted. `logit_bias` are (token id, bias) pairs;
+    `allowed_token_ids` are the only ones that may come, if there are any; no sequence of `bad_words` is ever
+    completed. A `seed` fixes the draws by (seed, position), whatever else is in the batch.
+
+    The sequence ends with finish reason "stop" at any of `stop_token_ids` (which is reported as its last token),
+    none of which comes before `min_tokens`, and "length" after `max_tokens`: to ignore the model's end, leave it out.
+
+    `logprobs` and `prompt_logprobs` are how many alternatives to name beside each token of the output or of the
+    prompt: 0 asks for the token's own, None for nothing.
     """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int | None = None
+    min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class StartEngine(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -123,12 +142,31 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_cache_blocks: int
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """What the model itself thought of one token: log_softmax of its raw logits, before any sampling parameter.
+
+    `rank` is 1 plus the number of likelier tokens. The alternatives are the likeliest tokens, best first, ids and
+    logprobs side by side; the token may be among them.
+    """
+
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
-    """One token of one sequence; `finish_reason` is "stop" or "length" on its last."""
+    """One token of one sequence; `finish_reason` is "stop" or "length" on its last.
+
+    `logprobs` come where they were asked for; `prompt_logprobs` with the first token, one for each token of the
+    prompt but the first, which nothing predicts.
+    """
 
     request_id: str
     token_id: int
     finish_reason: str | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):

@@ -5,7 +5,7 @@ Takes validated requests, gives `Generation`s. Pure; knows no HTTP and no text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from app.api.generation import Generation
 from app.api.schemas import GenerationRequest
@@ -36,9 +36,16 @@ def plan_generation(
         continues: Whether the answer's text goes on where the prompt's ends.
 
     Raises:
-        InvalidRequest: A prompt is empty or leaves no room.
+        InvalidRequest: A prompt is empty or leaves no room, or the model cannot obey a parameter.
     """
     n = request.n or 1
+    _check_token_ids(request.logit_bias or (), "logit_bias", model.vocab_size)
+    _check_token_ids(request.allowed_token_ids or (), "allowed_token_ids", model.vocab_size)
+    if max_tokens is not None and (request.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens is {request.min_tokens} but the answer ends after {max_tokens} tokens: ask for fewer",
+            param="min_tokens",
+        )
     rooms = [_room_tokens(prompt, model.max_model_len_tokens, param) for prompt in prompts]
     return Generation(
         prompts=tuple(prompt for prompt in prompts for _ in range(n)),
@@ -65,6 +72,12 @@ def _room_tokens(prompt: tuple[int, ...], max_model_len_tokens: int, param: str)
     return room
 
 
+def _check_token_ids(token_ids: Iterable[int], param: str, vocab_size: int) -> None:
+    wrong = next((token_id for token_id in token_ids if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequest(f"token id {wrong} is not in [0, {vocab_size})", param=param)
+
+
 def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, choice: int) -> SamplingParams:
     own_stops = () if request.ignore_eos else model.stop_token_ids
     return SamplingParams(
@@ -72,7 +85,14 @@ def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, c
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=max(0, request.top_k or 0),
+        min_p=request.min_p or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
+        logit_bias=tuple((request.logit_bias or {}).items()),
+        allowed_token_ids=tuple(request.allowed_token_ids or ()),
         # Each choice of a seeded request has its own draws, and the same ones every time.
         seed=None if request.seed is None else (request.seed + choice) & _MAX_SEED,
+        min_tokens=min(request.min_tokens or 0, max_tokens),
         stop_token_ids=own_stops + tuple(request.stop_token_ids or ()),
     )

@@ -64,6 +64,18 @@ def _one_or_many(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
     return BeforeValidator(listed)
 
 
+def _by_token_id(value: object) -> object:
+    """An object of biases with its keys, which JSON makes strings, as the token ids that they write."""
+    if not isinstance(value, dict):
+        return value
+    if not all(isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10 for key in value):
+        raise PydanticCustomError("token_id_keys", "must be an object from token ids to biases")
+    by_token_id = {int(key): bias for key, bias in value.items()}
+    if len(by_token_id) < len(value):
+        raise PydanticCustomError("token_id_twice", "names a token id twice")
+    return by_token_id
+
+
 class _Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -92,18 +104,21 @@ class GenerationRequest(_Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]] | None, BeforeValidator(_by_token_id)] = (
+        None
+    )
     # vLLM's extensions
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]] | None, Field(max_length=MAX_STOP_TOKENS)] = (
         None
     )
     ignore_eos: bool | None = None
-    # not honoured yet
-    frequency_penalty: Annotated[Any, _only(0)] = None
-    presence_penalty: Annotated[Any, _only(0)] = None
-    repetition_penalty: Annotated[Any, _only(1)] = None
-    min_p: Annotated[Any, _only(0)] = None
-    logit_bias: Annotated[Any, _only({})] = None
 
 
 class CompletionRequest(GenerationRequest):

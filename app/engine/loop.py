@@ -1,7 +1,8 @@
 """The engine's one loop: hear, schedule, compute, tell.
 
-Takes Submit and Abort from an inbox, sends one StepOutput per step. A step that fails ends the sequences
-in it and nothing else. Knows neither weights nor attention.
+Takes Submit and Abort from an inbox, sends one StepOutput per step. A request that cannot be served is refused
+before it enters a step; a step that fails ends the sequences in it and nothing else. Knows neither weights nor
+attention.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import NoReturn, Protocol
 
+from app.engine.sampling.checks import UnusableSampling, check_sampling
+from app.engine.sampling.sampler import Drawn
 from app.engine.scheduler import NeverFits, Scheduler, Span
-from app.engine.sequence import new_sequence
-from app.messages import Abort, FromEngine, RequestFailed, StepOutput, Submit, ToEngine, TokenOutput
+from app.engine.sequence import Sequence, new_sequence
+from app.messages import Abort, FromEngine, RequestFailed, StepOutput, Submit, ToEngine, TokenLogprobs, TokenOutput
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +23,8 @@ logger = logging.getLogger(__name__)
 class Runner(Protocol):
     """What computes a step (`app.engine.model_runner.ModelRunner`)."""
 
-    def run(self, spans: list[Span]) -> list[int | None]:
-        """A token for each span that samples; None where the model gave no finite logits."""
+    def run(self, spans: list[Span]) -> list[Drawn | None]:
+        """A token for each span that samples; None where none could be drawn."""
 
 
 class Loop:
@@ -71,8 +74,11 @@ class Loop:
         try:
             self._check(submit)
             self._scheduler.submit(new_sequence(submit))
-        except NeverFits as error:
+        except (NeverFits, UnusableSampling) as error:
             self._send(RequestFailed(submit.request_id, str(error)))
+        except Exception as error:
+            logger.exception("a request could not be taken")
+            self._send(RequestFailed(submit.request_id, f"the engine failed on this request: {type(error).__name__}"))
 
     def _check(self, submit: Submit) -> None:
         """Refuse what would fail inside a step, and others with it."""
@@ -86,6 +92,7 @@ class Loop:
                 f"prompt and max_tokens are {len(prompt) + submit.sampling.max_tokens} tokens "
                 f"but the model takes {self._max_model_len_tokens}: ask for fewer"
             )
+        check_sampling(submit.sampling, self._vocab_size)
 
     def _step(self) -> None:
         spans = self._scheduler.schedule()
@@ -94,25 +101,34 @@ class Loop:
         except Exception as error:
             logger.exception("a step of %d sequences failed", len(spans))
             for span in spans:
-                self._fail(span, f"the engine failed on this step: {type(error).__name__}")
+                self._fail(span.sequence, f"the engine failed on this step: {type(error).__name__}")
             return
         self._scheduler.advance(spans)
         sampled = [span for span in spans if span.samples]
-        outputs = [self._take(span, token_id) for span, token_id in zip(sampled, drawn, strict=True)]
+        outputs = [self._take(span.sequence, token) for span, token in zip(sampled, drawn, strict=True)]
         tokens = tuple(output for output in outputs if output is not None)
         if tokens:
             self._send(StepOutput(tokens))
 
-    def _take(self, span: Span, token_id: int | None) -> TokenOutput | None:
-        sequence = span.sequence
-        if token_id is None:
-            self._fail(span, "the model's logits are not finite for this sequence")
+    def _take(self, sequence: Sequence, drawn: Drawn | None) -> TokenOutput | None:
+        if drawn is None:
+            self._fail(
+                sequence, "no token can be drawn: the model's logits are not finite, or every token is forbidden"
+            )
             return None
-        finish_reason = sequence.append(token_id)
+        prompt_logprobs = _prompt_logprobs(sequence)
+        finish_reason = sequence.append(drawn.token_id)
         if finish_reason is not None:
             self._scheduler.finish(sequence)
-        return TokenOutput(sequence.request_id, token_id, finish_reason)
+        return TokenOutput(sequence.request_id, drawn.token_id, finish_reason, drawn.logprobs, prompt_logprobs)
 
-    def _fail(self, span: Span, message: str) -> None:
-        self._scheduler.finish(span.sequence)
-        self._send(RequestFailed(span.sequence.request_id, message))
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self._scheduler.discard(sequence)
+        self._send(RequestFailed(sequence.request_id, message))
+
+
+def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...] | None:
+    """What goes with the first token, where it was asked for."""
+    if sequence.sampling.prompt_logprobs is None or sequence.generated_tokens:
+        return None
+    return tuple(sequence.prompt_logprobs)

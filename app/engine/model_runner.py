@@ -1,6 +1,7 @@
 """One step of the model: spans in, drawn tokens out.
 
-Takes what the scheduler chose; the KV cache is its only state. Knows no message and no queue.
+Takes what the scheduler chose; its state is the KV cache and what the sampler keeps of the last batch. Knows no
+queue.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from app.engine.batch import build_batch
 from app.engine.graphs import DecodeGraphs
 from app.engine.kv_cache import KVCache
 from app.engine.models.decoder import Decoder
-from app.engine.sampler import Draw, sample
+from app.engine.sampling.logprobs import PromptScores, score_prompt
+from app.engine.sampling.sampler import Drawn, Sampler
 from app.engine.scheduler import Span
 
 
@@ -30,6 +32,7 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._may_capture = may_capture
+        self._sampler = Sampler()
         self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" else None
 
     @property
@@ -46,15 +49,32 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, spans: list[Span]) -> torch.Tensor:
         """Compute `spans`; the logits (sampling spans, vocabulary) of those that sample."""
-        if self._graphs is not None and self._graphs.takes(spans) and self._may_capture():
-            return self._graphs.logits(spans)
-        batch = build_batch(spans, self._cache)
-        hidden = self._model(batch.token_ids, batch.positions, batch.attention)
-        return self._model.logits(hidden[batch.last_rows])
+        return self._compute(spans)[0]
 
     @torch.inference_mode()
-    def run(self, spans: list[Span]) -> list[int | None]:
-        """Compute `spans` and draw a token for each that samples; None where its logits are not finite."""
-        logits = self.logits(spans)
-        draws = [Draw(span.sequence.sampling, span.sequence.seed, position=span.end) for span in spans if span.samples]
-        return sample(logits, draws) if draws else []
+    def run(self, spans: list[Span]) -> list[Drawn | None]:
+        """Compute `spans` and draw a token for each that samples; None where its logits are not finite.
+
+        Sequences that need prompt logits have their prompt logprobs extended by what their spans predict.
+        """
+        logits, prompts = self._compute(spans)
+        return self._sampler.sample(logits, [span.sequence for span in spans if span.samples], prompts)
+
+    def _compute(self, spans: list[Span]) -> tuple[torch.Tensor, list[PromptScores]]:
+        """The logits of the spans that sample, and scores of the prompts that need them."""
+        if self._graphs is not None and self._graphs.takes(spans) and self._may_capture():
+            return self._graphs.logits(spans), []  # a span that samples after one token predicts no prompt token
+        batch = build_batch(spans, self._cache)
+        hidden = self._model(batch.token_ids, batch.positions, batch.attention)
+        return self._model.logits(hidden[batch.last_rows]), self._score_prompts(spans, hidden)
+
+    def _score_prompts(self, spans: list[Span], hidden: torch.Tensor) -> list[PromptScores]:
+        """Scores of the prompt tokens that hidden states (tokens, hidden) predict, where they are asked for."""
+        if not any(span.sequence.needs_prompt_logits for span in spans):
+            return []
+        parts = torch.split(hidden, [span.end - span.start for span in spans])
+        return [
+            score_prompt(span.sequence, span.start, span.end, part, self._model.logits)
+            for span, part in zip(spans, parts, strict=True)
+            if span.sequence.needs_prompt_logits
+        ]

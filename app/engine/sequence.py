@@ -8,14 +8,15 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from app.messages import SamplingParams, Submit
+from app.messages import SamplingParams, Submit, TokenLogprobs
 
 
 @dataclass(eq=False)
 class Sequence:
     """A prompt and what was generated after it.
 
-    The keys and values of the first `computed_tokens` tokens are in the cache, in `block_ids`.
+    The keys and values of the first `computed_tokens` tokens are in the cache, in `block_ids`. Of the prompt's
+    tokens but the first, so many have their `prompt_logprobs`, if they were asked for.
     """
 
     request_id: str
@@ -25,6 +26,17 @@ class Sequence:
     token_ids: list[int]
     block_ids: list[int] = field(default_factory=list)
     computed_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens behind the prompt."""
+        return len(self.token_ids) - self.prompt_tokens
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether the model must still compute prompt tokens for their logprobs: no cached key or value may skip them."""
+        return self.sampling.prompt_logprobs is not None and len(self.prompt_logprobs) < self.prompt_tokens - 1
 
     @property
     def pending_tokens(self) -> int:
@@ -36,7 +48,7 @@ class Sequence:
         self.token_ids.append(token_id)
         if token_id in self.sampling.stop_token_ids:
             return "stop"
-        if len(self.token_ids) - self.prompt_tokens >= self.sampling.max_tokens:
+        if self.generated_tokens >= self.sampling.max_tokens:
             return "length"
         return None
 

@@ -13,7 +13,7 @@ import torch
 from app.engine.blocks import BlockAllocator
 from app.engine.model_runner import ModelRunner
 from app.engine.models.decoder import Decoder
-from app.engine.sampler import Draw, sample
+from app.engine.sampling.sampler import Sampler
 from app.engine.scheduler import Span
 from app.engine.sequence import Sequence
 from app.messages import SamplingParams
@@ -35,9 +35,10 @@ def warm_up_sampler(model: Decoder) -> threading.Thread:
 
     def run() -> None:
         logits = torch.zeros(2, model.config.vocab_size, dtype=model.dtype, device=model.device)
-        ways = (SamplingParams(max_tokens=1, temperature=1.0), SamplingParams(max_tokens=1, temperature=1.0, top_k=2))
-        with torch.inference_mode():
-            sample(logits, [Draw(way, seed=0, position=0) for way in ways])
+        # One row that keeps the whole vocabulary, beside a few best tokens or beside a nucleus.
+        for truncated in (SamplingParams(max_tokens=1, top_k=2), SamplingParams(max_tokens=1, top_p=0.9)):
+            with torch.inference_mode():
+                Sampler().sample(logits, [_scratch_sequence([0]), _scratch_sequence([0], truncated)])
 
     thread = threading.Thread(target=run, name="warm-up-sampler", daemon=True)
     thread.start()
@@ -69,5 +70,5 @@ def _pass(runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int, t
     return bool(torch.isfinite(logits).all())
 
 
-def _scratch_sequence(token_ids: list[int]) -> Sequence:
-    return Sequence("warm-up", SamplingParams(max_tokens=1, temperature=1.0), 0, len(token_ids), token_ids)
+def _scratch_sequence(token_ids: list[int], sampling: SamplingParams | None = None) -> Sequence:
+    return Sequence("warm-up", sampling or SamplingParams(max_tokens=1), 0, len(token_ids), token_ids)

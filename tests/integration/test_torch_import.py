@@ -25,7 +25,8 @@ def test_the_engine_can_be_imported_and_compute_at_the_core():
     code = """
 i = t.TorchImport(stops_at_core=True)
 i.wait_for_core(on_gpu=False)
-from app.engine import startup, sampler
+from app.engine import startup
+from app.engine.sampling import sampler
 import torch
 with torch.inference_mode():
     assert torch.nn.functional.rms_norm(torch.ones(2, 4), (4,)).sum() > 0

@@ -70,12 +70,34 @@ async def test_choices_are_prompt_major_and_seeds_differ_per_choice():
 async def test_sampling_parameters_reach_the_engine():
     """Every honoured parameter arrives as sent, and the model's own stop tokens are added."""
     served = serve()
-    sent = {"max_tokens": 3, "temperature": 0, "top_p": 0.5, "top_k": 7, "seed": 1, "stop_token_ids": [9]}
+    same = {
+        "max_tokens": 3,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "top_k": 7,
+        "min_p": 0.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2.0,
+        "repetition_penalty": 1.1,
+        "seed": 1,
+        "min_tokens": 2,
+    }
+    sent = same | {"stop_token_ids": [9], "logit_bias": {"5": -100, "7": 1.5}, "allowed_token_ids": [5, 7]}
     async with served.client() as client:
-        await client.post("/v1/completions", json={**BODY, **sent})
+        response = await client.post("/v1/completions", json={**BODY, **sent})
+    assert response.status_code == 200
     assert served.engine.submitted[0].sampling == SamplingParams(
-        max_tokens=3, temperature=0.0, top_p=0.5, top_k=7, seed=1, stop_token_ids=(EOS, 9)
+        **same, stop_token_ids=(EOS, 9), logit_bias=((5, -100.0), (7, 1.5)), allowed_token_ids=(5, 7)
     )
+
+
+async def test_min_tokens_is_clamped_with_max_tokens():
+    """Where the context has less room than was asked for, both shrink, and the request is served."""
+    served = serve()
+    async with served.client() as client:
+        sent = {**BODY, "prompt": [1] * 190, "max_tokens": 100, "min_tokens": 50}
+        assert (await client.post("/v1/completions", json=sent)).status_code == 200
+    assert (served.engine.submitted[0].sampling.min_tokens, served.engine.submitted[0].sampling.max_tokens) == (10, 10)
 
 
 async def test_null_means_default():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from app.engine import loop as loop_module
 from app.engine.blocks import BlockAllocator
 from app.engine.loop import Loop
+from app.engine.sampling.sampler import Drawn
 from app.engine.scheduler import Scheduler
-from app.messages import Abort, RequestFailed, SamplingParams, StepOutput, Submit, WeightsLanded
+from app.messages import Abort, RequestFailed, SamplingParams, StepOutput, Submit, TokenLogprobs, WeightsLanded
 
 
 class Server:
@@ -32,7 +35,7 @@ class Server:
 def serve(server: Server, run, *, num_blocks: int = 16) -> list:
     """Run a loop whose model is `run` until it is idle and the server is gone."""
     blocks = BlockAllocator(num_blocks)
-    scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=4, max_num_batched_tokens=16)
+    scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=4, max_num_batched_tokens=16, prefix_caching=True)
     runner = type("Runner", (), {"run": staticmethod(run)})
     loop = Loop(
         receive=server.receive,
@@ -54,15 +57,13 @@ def submit(name: str, prompt: tuple[int, ...] = (1, 2, 3), **sampling) -> Submit
 
 def ones(spans):
     """A model that always draws token 1."""
-    return [1 for span in spans if span.samples]
+    return [Drawn(1) for span in spans if span.samples]
 
 
 def test_one_message_per_step_tells_every_sequence_its_token():
     """The tokens of a step travel together; the last one carries why the sequence ended."""
     heard = serve(Server([submit("a"), submit("b", max_tokens=9, stop_token_ids=(1,))]), ones)
-    assert [
-        [tuple(getattr(token, field) for field in token.__struct_fields__) for token in m.tokens] for m in heard
-    ] == [
+    assert [[(token.request_id, token.token_id, token.finish_reason) for token in m.tokens] for m in heard] == [
         [("a", 1, None), ("b", 1, "stop")],
         [("a", 1, "length")],
     ]
@@ -76,6 +77,9 @@ def test_one_message_per_step_tells_every_sequence_its_token():
         (submit("bad", (-1,)), "vocabulary"),
         (submit("bad", max_tokens=62), "model takes 64"),
         (submit("bad", (1,) * 30, max_tokens=11), "cache holds 40"),
+        (submit("bad", logit_bias=((100, 1.0),)), "logit_bias: token id 100"),
+        (submit("bad", allowed_token_ids=(100,)), "allowed_token_ids"),
+        (submit("bad", temperature=float("nan")), "temperature"),
     ],
 )
 def test_a_request_that_cannot_run_is_refused_and_the_others_go_on(bad, complaint):
@@ -87,28 +91,63 @@ def test_a_request_that_cannot_run_is_refused_and_the_others_go_on(bad, complain
     assert heard[1].tokens[0].request_id == "good"
 
 
-def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives():
-    """An exception inside a step fails the requests in it; later ones are served."""
+def test_a_request_that_nobody_can_set_up_fails_alone(monkeypatch, caplog):
+    """An error that nobody foresaw in taking one request fails it, and the loop lives."""
+
+    def poisoned(sampling, vocab_size):
+        if sampling.top_k == 13:
+            raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(loop_module, "check_sampling", poisoned)
+    heard = serve(Server([submit("bad", top_k=13), submit("good", max_tokens=1)]), ones)
+    assert heard[0] == RequestFailed("bad", "the engine failed on this request: ZeroDivisionError")
+    assert heard[1].tokens[0].request_id == "good"
+    assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), torch.OutOfMemoryError("no room")])
+def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives(error, caplog):
+    """An exception inside a step, memory that runs out included, fails the requests in it; later ones are served."""
 
     def run(spans):
         if spans[0].sequence.request_id == "a":
-            raise RuntimeError("boom")
+            raise error
         return ones(spans)
 
-    heard = serve(Server([submit("a")], [submit("b", max_tokens=1)]), run)
-    assert [type(message) for message in heard] == [RequestFailed, StepOutput]
-    assert heard[0].request_id == "a"
+    heard = serve(Server([submit("a"), submit("b")], [submit("c", max_tokens=1)]), run)
+    assert [type(message) for message in heard] == [RequestFailed, RequestFailed, StepOutput]
+    assert [message.request_id for message in heard[:2]] == ["a", "b"]
+    assert type(error).__name__ in heard[0].message
+    assert "a step of 2 sequences failed" in caplog.text
 
 
 def test_a_row_without_finite_logits_fails_alone():
     """The sequence whose logits are not finite ends with an error; its neighbour gets its token."""
 
     def run(spans):
-        return [None if span.sequence.request_id == "a" else 1 for span in spans]
+        return [None if span.sequence.request_id == "a" else Drawn(1) for span in spans]
 
     heard = serve(Server([submit("a"), submit("b", max_tokens=1)]), run)
     assert [type(message) for message in heard] == [RequestFailed, StepOutput]
     assert (heard[0].request_id, heard[1].tokens[0].request_id) == ("a", "b")
+
+
+def test_logprobs_travel_with_their_token_and_the_prompts_with_the_first():
+    """A token's logprobs are in its output; the prompt's come once, and only to who asked."""
+    entry = TokenLogprobs(-0.5, 1, (1,), (-0.5,))
+
+    def run(spans):
+        for span in spans:
+            if span.sequence.needs_prompt_logits:
+                span.sequence.prompt_logprobs += [entry] * (span.sequence.prompt_tokens - 1)
+        return [Drawn(1, entry) for span in spans]
+
+    heard = serve(Server([submit("a", logprobs=1, prompt_logprobs=1), submit("b", logprobs=1)]), run)
+    assert [[token.logprobs for token in message.tokens] for message in heard] == [[entry, entry]] * 2
+    assert [[token.prompt_logprobs for token in message.tokens] for message in heard] == [
+        [(entry, entry), None],
+        [None, None],
+    ]
 
 
 def test_an_aborted_sequence_is_never_heard_of_again():
