@@ -11,7 +11,7 @@ from app.engine.scheduler import Scheduler, Span
 from app.engine.sequence import Sequence, new_sequence
 from app.engine.skeleton import bind, build_skeleton
 from app.messages import SamplingParams, Submit
-from tests.integration.packed_llama import PackedLlama
+from tests.integration.packed_model import PackedModel
 
 BLOCK_SIZE = 4
 CPU = torch.device("cpu")
@@ -23,29 +23,37 @@ class Engine:
 
     def __init__(
         self,
-        packed: PackedLlama,
+        packed: PackedModel,
         *,
         num_blocks: int = 64,
         max_num_batched_tokens: int = 512,
         device: torch.device = CPU,
+        max_model_len_tokens: int | None = None,
+        prefix_caching: bool = False,
     ):
         arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8).to(device)
-        model = build_skeleton(packed.config_json, packed.extents, device)
+        model = build_skeleton(packed.config_json, packed.extents, device, max_model_len_tokens)
         bind(model, arena, packed.extents)
         self.blocks = BlockAllocator(num_blocks)
         self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
         self.scheduler = Scheduler(
             self.blocks,
             block_size_tokens=BLOCK_SIZE,
-            max_num_seqs=8,
+            max_num_seqs=16,
             max_num_batched_tokens=max_num_batched_tokens,
+            prefix_caching=prefix_caching,
         )
         self.preemptions = 0
+        self.reused_tokens = 0
 
     def generate(self, prompts: list[list[int]], **sampling) -> list[list[int]]:
         """What is generated after each prompt, all of them at once."""
         params = SamplingParams(**{"max_tokens": 12, "temperature": 0.0} | sampling)
-        sequences = [new_sequence(Submit(str(i), tuple(prompt), params)) for i, prompt in enumerate(prompts)]
+        return self.answers([(prompt, params) for prompt in prompts])
+
+    def answers(self, requests: list[tuple[list[int], SamplingParams]]) -> list[list[int]]:
+        """What each request gets, all of them at once."""
+        sequences = [new_sequence(Submit(str(i), tuple(prompt), params)) for i, (prompt, params) in enumerate(requests)]
         for sequence in sequences:
             self.scheduler.submit(sequence)
         while self.scheduler.has_work:
@@ -58,10 +66,11 @@ class Engine:
         spans = self.scheduler.schedule()
         after = [sequence.computed_tokens for sequence in sequences]
         self.preemptions += sum(new < old for new, old in zip(after, before, strict=True))
+        self.reused_tokens += sum(max(0, new - old) for new, old in zip(after, before, strict=True))
         drawn = self.runner.run(spans)
         self.scheduler.advance(spans)
-        for span, token_id in zip([span for span in spans if span.samples], drawn, strict=True):
-            if span.sequence.append(token_id) is not None:
+        for span, token in zip([span for span in spans if span.samples], drawn, strict=True):
+            if span.sequence.append(token.token_id) is not None:
                 self.scheduler.finish(span.sequence)
 
     def logits(self, prompt: list[int], *, chunk_tokens: int | None = None) -> torch.Tensor:
@@ -75,12 +84,12 @@ class Engine:
         return logits[0].cpu()
 
 
-def reference_logits(packed: PackedLlama, prompt: list[int]) -> torch.Tensor:
+def reference_logits(packed: PackedModel, prompt: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return packed.reference(torch.tensor([prompt])).logits[0, -1]
 
 
-def reference_tokens(packed: PackedLlama, prompt: list[int], max_tokens: int = 12) -> list[int]:
+def reference_tokens(packed: PackedModel, prompt: list[int], max_tokens: int = 12) -> list[int]:
     ids = torch.tensor([prompt])
     output = packed.reference.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False

@@ -1,9 +1,9 @@
 """Which tokens of which sequences the next step computes.
 
 Continuous batching: every running sequence goes on first, oldest first, then waiting ones are admitted in
-order of arrival while tokens, sequences and blocks allow. Long prompts are computed in pieces. When blocks
-run out the youngest sequence gives all of its up and starts again later, from its prompt and what it
-has generated. Pure; knows no tensor and no message.
+order of arrival while tokens, sequences and blocks allow. Long prompts are computed in pieces, and what another
+sequence has computed already is shared. When blocks run out the youngest sequence gives all of its up and starts
+again later, from its prompt and what it has generated. Pure; knows no tensor and no message.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from app.engine.blocks import BlockAllocator
+from app.engine.prefix_cache import PrefixCache
 from app.engine.sequence import Sequence
 
 
@@ -44,12 +45,20 @@ class Scheduler:
         block_size_tokens: Tokens in a block.
         max_num_seqs: How many sequences run at once.
         max_num_batched_tokens: How many tokens one step computes.
+        prefix_caching: Whether equal beginnings share their blocks.
     """
 
     def __init__(
-        self, blocks: BlockAllocator, *, block_size_tokens: int, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        blocks: BlockAllocator,
+        *,
+        block_size_tokens: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefix_caching: bool,
     ):
         self._blocks = blocks
+        self._prefixes = PrefixCache(blocks, block_size_tokens) if prefix_caching else None
         self._block_size_tokens = block_size_tokens
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -86,6 +95,14 @@ class Scheduler:
         """Drop a sequence and free its blocks."""
         (self._running if sequence in self._running else self._waiting).remove(sequence)
         self._release(sequence)
+        if self._prefixes is not None:
+            self._prefixes.drop(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Drop a sequence whose keys and values cannot be trusted: nobody gets them."""
+        if self._prefixes is not None:
+            self._prefixes.forget_content(sequence)
+        self.finish(sequence)
 
     def schedule(self) -> list[Span]:
         """The next step's spans; never empty while there is work. Blocks for them are in place."""
@@ -101,6 +118,8 @@ class Scheduler:
         """The step was computed: the keys and values of its spans are in the cache."""
         for span in spans:
             span.sequence.computed_tokens = span.end
+            if self._prefixes is not None:
+                self._prefixes.publish(span.sequence, span.start, span.end)
 
     def _next(self, index: int) -> Sequence | None:
         """The running sequence at `index`, its blocks in place, admitting a waiting one past the end."""
@@ -114,12 +133,22 @@ class Scheduler:
     def _admit(self) -> Sequence | None:
         if not self._waiting or len(self._running) == self._max_num_seqs:
             return None
+        sequence = self._waiting[0]
+        shared = self._shared_blocks(sequence)
+        idle = sum(map(self._blocks.is_free, shared))
         # One block of headroom for each running sequence, or the newcomer would soon be preempted again.
-        if self._missing_blocks(self._waiting[0]) + len(self._running) > self._blocks.num_free:
+        wanted = self._missing_blocks(sequence) - len(shared) + len(self._running)
+        if wanted > self._blocks.num_free - idle:
             return None
-        sequence = self._waiting.popleft()
-        self._running.append(sequence)
+        self._running.append(self._waiting.popleft())
+        for block in shared:
+            self._blocks.share(block)
+        sequence.block_ids = shared
+        sequence.computed_tokens = len(shared) * self._block_size_tokens
         return self._grow(sequence)
+
+    def _shared_blocks(self, sequence: Sequence) -> list[int]:
+        return [] if self._prefixes is None else self._prefixes.match(sequence)
 
     def _grow(self, sequence: Sequence) -> Sequence:
         last = sequence.block_ids[-1] if sequence.block_ids else None

@@ -58,7 +58,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     options = request.options
     with _timed(connection, "engine.bind"):
         weights = _hold_weights(request, fds, early, connection)
-        model = build_skeleton(request.config, request.extents, weights.flat.device)
+        model = build_skeleton(request.config, request.extents, weights.flat.device, options.max_model_len_tokens)
         bind(model, weights.flat, request.extents)
     max_model_len_tokens = options.max_model_len_tokens or model.config.max_position_embeddings
     with _timed(connection, "engine.cache"):
@@ -149,6 +149,7 @@ def _scheduler(blocks: BlockAllocator, options: EngineOptions) -> Scheduler:
         block_size_tokens=options.block_size_tokens,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
+        prefix_caching=options.prefix_caching,
     )
 
 

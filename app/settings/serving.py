@@ -6,7 +6,7 @@ Knows no model and no source.
 from typing import Annotated
 
 from app.messages import EngineOptions
-from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, choice, count, integer, number, size
+from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, bare, choice, count, integer, number, size
 from app.settings.table import Section, Setting
 
 _ENGINE = EngineOptions()
@@ -28,6 +28,14 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     block_size: Annotated[int, Setting(integer(1), "Tokens in one block of the KV cache.", unit="tokens")] = (
         _ENGINE.block_size_tokens
     )
+    prefix_caching: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Compute an equal beginning of several prompts once, as long as its blocks are in the KV cache.",
+            flags=("--enable-prefix-caching", ("--no-enable-prefix-caching", bare(value=False))),
+        ),
+    ] = _ENGINE.prefix_caching
     kv_cache_bytes: Annotated[
         int | None,
         Setting(

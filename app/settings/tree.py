@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             max_num_seqs=self.engine.max_num_seqs,
             max_num_batched_tokens=self.engine.max_num_batched_tokens,
             block_size_tokens=self.engine.block_size,
+            prefix_caching=self.engine.prefix_caching,
             kv_cache_bytes=self.engine.kv_cache_bytes,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,19 +16,26 @@ from app.messages import SamplingParams, Submit
 BLOCK_SIZE = 4
 
 
-def make(num_blocks: int = 16, *, max_num_seqs: int = 4, max_num_batched_tokens: int = 16):
+def make(
+    num_blocks: int = 16, *, max_num_seqs: int = 4, max_num_batched_tokens: int = 16, prefix_caching: bool = False
+):
     blocks = BlockAllocator(num_blocks)
     scheduler = Scheduler(
         blocks,
         block_size_tokens=BLOCK_SIZE,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        prefix_caching=prefix_caching,
     )
     return scheduler, blocks
 
 
 def sequence(name: str, prompt_tokens: int, max_tokens: int = 4) -> Sequence:
-    return new_sequence(Submit(name, tuple(range(prompt_tokens)), SamplingParams(max_tokens=max_tokens)))
+    return of_tokens(name, range(prompt_tokens), max_tokens)
+
+
+def of_tokens(name: str, tokens: Iterable[int], max_tokens: int = 4) -> Sequence:
+    return new_sequence(Submit(name, tuple(tokens), SamplingParams(max_tokens=max_tokens)))
 
 
 def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
@@ -106,6 +115,63 @@ def test_a_sequence_that_can_never_fit_is_refused():
         step(scheduler)
 
 
+def test_an_equal_beginning_is_computed_once():
+    """A second sequence starts after the full blocks that it shares, also when the first one has ended."""
+    scheduler, blocks = make(prefix_caching=True)
+    for name in ("first", "second"):
+        scheduler.submit(of_tokens(name, [*range(10), ord(name[0])], max_tokens=1))
+        computed = step(scheduler)
+        assert not scheduler.has_work
+        assert computed == [(name, 0 if name == "first" else 8, 11)]
+    assert blocks.num_free == 16
+
+
+def test_two_that_run_share_the_same_blocks():
+    """Shared while both run; each has its own where they differ."""
+    scheduler, blocks = make(prefix_caching=True)
+    one, other = of_tokens("one", [*range(8), 1]), of_tokens("other", [*range(8), 2])
+    scheduler.submit(one)
+    step(scheduler)
+    scheduler.submit(other)
+    step(scheduler)
+    assert one.block_ids[:2] == other.block_ids[:2]
+    assert one.block_ids[2] != other.block_ids[2]
+    assert blocks.num_free == 16 - 4
+
+
+def test_a_whole_prompt_that_is_known_still_computes_its_last_token():
+    """There must be something to draw from."""
+    scheduler, _ = make(prefix_caching=True)
+    for computed in ([("a", 0, 8)], [("a", 4, 8)]):
+        scheduler.submit(sequence("a", 8, max_tokens=1))
+        assert step(scheduler) == computed
+
+
+def test_what_cannot_be_trusted_is_not_shared():
+    """After a sequence with broken logits the next one computes everything."""
+    scheduler, _ = make(prefix_caching=True)
+    broken = sequence("broken", 12)
+    scheduler.submit(broken)
+    step(scheduler)
+    scheduler.discard(broken)
+    scheduler.submit(sequence("next", 12))
+    assert step(scheduler) == [("next", 0, 12)]
+
+
+def test_the_longest_unused_content_is_given_up_first():
+    """Of two idle prefixes the older one makes room, its end before its beginning."""
+    scheduler, _ = make(num_blocks=6, prefix_caching=True)
+    for name, token in (("old", 1), ("new", 2)):
+        scheduler.submit(of_tokens(name, [token] * 9, max_tokens=1))
+        step(scheduler)
+    scheduler.submit(of_tokens("other", [3] * 9, max_tokens=1))
+    step(scheduler)
+    scheduler.submit(of_tokens("new", [2] * 9, max_tokens=1))
+    assert step(scheduler) == [("new", 8, 9)]
+    scheduler.submit(of_tokens("old", [1] * 9, max_tokens=1))
+    assert step(scheduler) == [("old", 4, 9)]
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(1, 40), st.integers(1, 20)),
@@ -158,5 +224,74 @@ def test_no_block_is_ever_lost_or_shared(operations, num_blocks, max_num_seqs, m
             break
         checked_step()
         check()
+    assert not scheduler.has_work
+    assert blocks.num_free == num_blocks
+
+
+class Memory:
+    """What a model would have in the cache: by slot, the tokens up to the one whose keys and values lie there."""
+
+    def __init__(self):
+        self.slots: dict[int, tuple[int, ...]] = {}
+
+    def compute(self, spans):
+        """Everything before a span must be there, whoever computed it."""
+        for span in spans:
+            tokens, blocks = span.sequence.token_ids, span.sequence.block_ids
+            for position in range(span.end):
+                slot = blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+                if position < span.start:
+                    assert self.slots[slot] == tuple(tokens[: position + 1])
+                else:
+                    self.slots[slot] = tuple(tokens[: position + 1])
+
+
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=40)
+
+
+@given(
+    operations=st.lists(
+        st.one_of(
+            st.tuples(st.just("submit"), PROMPTS, st.integers(1, 12)),
+            st.tuples(st.sampled_from(["abort", "discard"]), st.integers(0, 15)),
+            st.just(("step",)),
+        ),
+        max_size=60,
+    ),
+    num_blocks=st.integers(1, 24),
+    max_num_batched_tokens=st.integers(1, 40),
+    drawn=st.randoms(use_true_random=False),
+)
+def test_a_shared_block_always_holds_the_tokens_of_everybody_who_has_it(
+    operations, num_blocks, max_num_batched_tokens, drawn
+):
+    """After any submits, aborts, ends, preemptions and shares nobody reads another one's keys, and no block is lost."""
+    scheduler, blocks = make(num_blocks, max_num_batched_tokens=max_num_batched_tokens, prefix_caching=True)
+    memory = Memory()
+    sequences: list[Sequence] = []
+
+    def one_step() -> None:
+        spans = scheduler.schedule()
+        memory.compute(spans)
+        scheduler.advance(spans)
+        for span in spans:
+            if span.samples and span.sequence.append(drawn.randint(0, 1)) is not None:
+                scheduler.finish(span.sequence)
+        assert len({block for one in sequences for block in one.block_ids}) + blocks.num_free == num_blocks
+
+    for kind, *values in operations:
+        if kind == "submit" and len(values[0]) + values[1] <= num_blocks * BLOCK_SIZE:
+            sequences.append(of_tokens(str(len(sequences)), *values))
+            scheduler.submit(sequences[-1])
+        elif kind == "abort":
+            scheduler.abort(str(values[0]))
+        elif kind == "discard" and values[0] < len(sequences) and sequences[values[0]].block_ids:
+            scheduler.discard(sequences[values[0]])
+        elif scheduler.has_work:
+            one_step()
+    for _ in range(10_000):
+        if not scheduler.has_work:
+            break
+        one_step()
     assert not scheduler.has_work
     assert blocks.num_free == num_blocks

@@ -110,9 +110,11 @@ def test_vllm_command_line():
 def test_engine_options_carry_the_engine_settings():
     """The engine process is handed exactly what was configured for it."""
     argv = "--max-model-len 512 --max-num-seqs 3 --max-num-batched-tokens 64 --block-size 8 --kv-cache-memory-bytes 7"
+    argv += " --no-enable-prefix-caching"
     options = load([URI, *argv.split()], {}).engine_options()
     assert (options.device, options.max_model_len_tokens, options.max_num_seqs) == ("cpu", 512, 3)
     assert (options.max_num_batched_tokens, options.block_size_tokens, options.kv_cache_bytes) == (64, 8, 7)
+    assert not options.prefix_caching
 
 
 def test_runai_variables():

@@ -8,8 +8,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Arguments that change from step to step: one compiled program must do for all their values.
+_VARIES = ("window_tokens", "splits", "table_row")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=_VARIES)
 def attend_split(
     query, keys, values, block_tables, lengths, partial, weights,
     query_row, query_head, slot_stride, kv_head_stride, table_row,
@@ -71,7 +74,7 @@ def attend_split(
     tl.store(weights + out, tl.where(total > 0, best + tl.log2(norm), -float("inf")), mask=is_head)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARIES)
 def join_splits(
     partial, weights, output, splits,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr, MOST_SPLITS: tl.constexpr,
@@ -94,7 +97,7 @@ def join_splits(
     tl.store(output + (row * HEADS + head) * HEAD_DIM + dims, joined.to(output.dtype.element_ty), mask=is_dim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARIES)
 def attend_tile(
     query, keys, values, block_tables, lengths, query_starts, tiles, output,
     query_row, query_head, slot_stride, kv_head_stride, table_row,
