@@ -34,6 +34,38 @@ PROMPTS = [
     "Photosynthesis is the process by which",
     "Bonjour, je m'appelle",
 ]
+MORE_PROMPTS = [
+    "The speed of light is",
+    "SELECT name FROM users WHERE",
+    "Roses are red,",
+    "The president of the United States",
+    "Ingredients: flour, sugar,",
+    "<html>\n<head>",
+    "Once the battle had ended,",
+    "The derivative of x squared is",
+    "According to the report,",
+    "Der schnelle braune Fuchs",
+    "for i in range(10):\n    ",
+    "Hello! How are you",
+    "The moon orbits",
+    "A haiku about autumn:",
+    "In conclusion,",
+    "The patient complained of",
+    "class Node:\n    def __init__(self",
+    "Terms and conditions:",
+    "The best way to learn a language is",
+    "12, 24, 36, 48,",
+    "Dear diary, today",
+    "The Pacific Ocean is",
+    "Breaking news:",
+    "Let x be a real number such that",
+    "The recipe calls for two cups of",
+    "Linux is an operating system that",
+    "Tokyo, Paris, London,",
+    "The patient zero of",
+    "If it rains tomorrow,",
+    "The end of the story is",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +77,17 @@ def server(demo_model_dir, tmp_path_factory):
         yield running
 
 
-def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir):
-    """Twenty prompts, sent together, give the text of transformers' `generate` in float32."""
+@pytest.mark.parametrize("prompts", [PROMPTS, pytest.param(MORE_PROMPTS, marks=pytest.mark.slow)], ids=["20", "30"])
+def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir, prompts):
+    """Fifty prompts, twenty or thirty at once, give the text of transformers' `generate` in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(demo_model_dir)
     model = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
-    answer = server.complete(PROMPTS, max_tokens=24)  # type: ignore[arg-type]
+    answer = server.complete(prompts, max_tokens=24)  # type: ignore[arg-type]
     texts = {choice["index"]: choice["text"] for choice in answer["choices"]}
-    for number, prompt in enumerate(PROMPTS):
+    for number, prompt in enumerate(prompts):
         inputs = tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
