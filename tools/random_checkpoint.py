@@ -62,13 +62,18 @@ SHAPES = {
 }
 
 
+def config_of(shape: str) -> dict[str, Any]:
+    """The config.json of a shape."""
+    return _COMMON | SHAPES[shape]
+
+
 def write_checkpoint(folder: Path, shape: str, *, shards: int = 4, device: str = "cpu") -> dict[str, Any]:
     """Write the whole folder; gives what `planted.json` holds, nothing for the sparse shape.
 
     Raises:
         RuntimeError: The planted token does not lead by a wide margin.
     """
-    config = _COMMON | SHAPES[shape]
+    config = config_of(shape)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 1}))
