@@ -17,6 +17,8 @@ from app.messages import (
     BindArena,
     ConvertedTokenizer,
     ConvertTokenizer,
+    DescribedModel,
+    DescribeModel,
     EngineFailed,
     EngineReady,
     FromEngine,
@@ -39,6 +41,9 @@ class EngineEvents(Protocol):
 
     def converted(self, tokenizer_json: bytes) -> None:
         """The answer to `EngineHost.convert_tokenizer`."""
+
+    def model_described(self, answer: DescribedModel) -> None:
+        """The answer to `EngineHost.describe_model`."""
 
     def engine_ready(self, ready: EngineReady) -> None:
         """Sequences may be submitted through `EngineHost.send`."""
@@ -68,6 +73,7 @@ class EngineHost:
     def __init__(self, child: Child, respawn: Callable[[], Child], events: EngineEvents):
         self._events = events
         self._convert: ConvertTokenizer | None = None
+        self._describe: DescribeModel | None = None
         self._bind: tuple[BindArena, Sequence[int]] | None = None
         self._landed: tuple[WeightsLanded, Sequence[int]] | None = None
         self._engine = KeptChild(
@@ -84,6 +90,11 @@ class EngineHost:
         """Have transformers make a tokenizer.json of `files`."""
         self._convert = ConvertTokenizer(files)
         self._engine.send(self._convert)
+
+    def describe_model(self, message: DescribeModel) -> None:
+        """Have transformers say what it wants of a checkpoint."""
+        self._describe = message
+        self._engine.send(message)
 
     def bind(self, message: BindArena, fds: Sequence[int]) -> None:
         """Hand over addresses, whose bytes may not have arrived, and the arena, if there is one."""
@@ -112,6 +123,9 @@ class EngineHost:
             case ConvertedTokenizer(tokenizer_json=tokenizer_json):
                 self._convert = None
                 self._events.converted(tokenizer_json)
+            case DescribedModel():
+                self._describe = None
+                self._events.model_described(message)
             case EngineReady():
                 self._events.engine_ready(message)
             case StepOutput() | RequestFailed():
@@ -125,6 +139,8 @@ class EngineHost:
         self._events.engine_lost("the engine died during this request")
         if self._convert is not None:
             self._engine.send(self._convert)
+        if self._describe is not None:
+            self._engine.send(self._describe)
         if self._bind is not None:
             message, fds = self._bind
             origin = msgspec.structs.replace(message.origin, generation=self._engine.restarts)

@@ -4,6 +4,8 @@
       StartEngine                 ->           while it imports torch
       ConvertTokenizer            ->           only where the checkpoint has no tokenizer.json
                                   <-  ConvertedTokenizer
+      DescribeModel               ->           only where no family of ours computes the model
+                                  <-  DescribedModel
       BindArena (+ arena fd)      ->           addresses; their bytes may not have arrived
                                   <-  PhaseTimed ..., FellBack ...
       WeightsLanded (+ shards' fds) ->         now they have
@@ -88,14 +90,29 @@ class ConvertTokenizer(msgspec.Struct, frozen=True, tag=True):
     files: dict[str, bytes]
 
 
+class DescribeModel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """A config.json, and the shapes of the checkpoint's tensors by name: what does transformers make of them?
+
+    `dtype` is what the model is to compute in, as safetensors has it ("BF16").
+    """
+
+    config: bytes
+    dtype: str
+    tensors: dict[str, tuple[int, ...]]
+
+
 class BindArena(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The model's config.json and the addresses of its tensors; the arena's fd, if any, travels with it."""
+    """The model's config.json and the addresses of its tensors; the arena's fd, if any, travels with it.
+
+    `transformers_dtype` is None where our own decoder computes the model; else the dtype that `DescribeModel` asked for.
+    """
 
     origin: Origin
     config: bytes
     extents: dict[str, Extent]
     memory: ArenaMemory
     options: EngineOptions
+    transformers_dtype: str | None = None
 
 
 class StagedShard(msgspec.Struct, frozen=True):
@@ -135,6 +152,27 @@ class ConvertedTokenizer(msgspec.Struct, frozen=True, tag=True):
     tokenizer_json: bytes
 
 
+class DescribedParameter(msgspec.Struct, frozen=True, array_like=True):
+    """A parameter of transformers' class: one tensor of the checkpoint, or several laid one after the other.
+
+    `shape` is the parameter's, `dtype` what it is to be stored as.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[str, ...]
+
+
+class DescribedModel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What transformers' class for this model wants of the checkpoint, and the numbers that the server needs of it."""
+
+    parameters: tuple[DescribedParameter, ...]
+    max_model_len_tokens: int
+    vocab_size: int
+    kv_elements_per_token: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Warm on real weights: the next Submit is answered at full speed."""
 
@@ -159,7 +197,8 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     """One token of one sequence; `finish_reason` is "stop" or "length" on its last.
 
     `logprobs` come where they were asked for; `prompt_logprobs` with the first token, one for each token of the
-    prompt but the first, which nothing predicts.
+    prompt but the first, which nothing predicts. `cached_tokens` come with the first token as well: how many of the
+    prompt's keys and values another sequence had computed.
     """
 
     request_id: str
@@ -167,6 +206,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: str | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    cached_tokens: int | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
@@ -188,5 +228,14 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     error: ErrorReport
 
 
-ToEngine = StartEngine | ConvertTokenizer | BindArena | WeightsLanded | Submit | Abort
-FromEngine = ConvertedTokenizer | PhaseTimed | FellBack | EngineReady | StepOutput | RequestFailed | EngineFailed
+ToEngine = StartEngine | ConvertTokenizer | DescribeModel | BindArena | WeightsLanded | Submit | Abort
+FromEngine = (
+    ConvertedTokenizer
+    | DescribedModel
+    | PhaseTimed
+    | FellBack
+    | EngineReady
+    | StepOutput
+    | RequestFailed
+    | EngineFailed
+)

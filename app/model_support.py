@@ -2,7 +2,8 @@
 
 Takes the config, the checkpoint's entries and a dtype; pure and free of torch, because it runs in the server
 while the weights wait for its answer. Knows no address. A config is accepted only if every field of it is
-understood: a field that is not might change the mathematics, and a wrong answer is worse than none.
+understood: a field that is not might change the mathematics, and a wrong answer is worse than none. What no family
+accepts may still be a model for `app.described_model`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ from streaming.plan import CASTABLE
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
+class NoFamily(ModelUnsupported):
+    """Our own decoder does not compute what this config says; transformers may."""
+
+
 @dataclass(frozen=True)
 class SupportedModel:
-    """A model that the engine computes correctly."""
+    """A model that the engine computes correctly.
+
+    `transformers_dtype` is None where our own decoder computes it, else the dtype ("BF16") of transformers' class.
+    """
 
     architecture: str
     max_model_len_tokens: int
@@ -37,6 +45,7 @@ class SupportedModel:
     groups: tuple[Group, ...]
     weights_bytes: int
     kv_bytes_per_token: int
+    transformers_dtype: str | None = None
 
     def layout(self, origin: Origin, reserve_bytes: int = 0) -> Layout:
         """What the loader needs to know of this model; `reserve_bytes` are kept free beside it."""
@@ -52,26 +61,36 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
         dtype: "auto" keeps the checkpoint's; else bfloat16, float16 or float32.
 
     Raises:
-        ModelUnsupported: The engine does not know the architecture, a field of the config, or a tensor.
+        NoFamily: No family has this architecture, or the family does not accept a field of the config.
+        ModelUnsupported: A tensor is missing, of another shape or unknown, or the dtype is not computed with.
     """
-    config = _decode(files, "config.json")
+    config = read_config(files)
     family = _family(config)
     _check_fields(family, config)
     parameters = family.parameters(config)
     wanted = [part for parameter in parameters for part in parameter.parts]
     by_name = {entry.name: entry for entry in entries}
     _check_tensors(family, config, wanted, by_name)
-    stored = _stored_dtype(config, by_name[wanted[0].name], dtype)
+    stored = stored_dtype(config, by_name[wanted[0].name], dtype)
     return SupportedModel(
         architecture=config["architectures"][0],
         max_model_len_tokens=config["max_position_embeddings"],
-        stop_token_ids=_stop_token_ids(config, files),
+        stop_token_ids=stop_token_ids(config, files),
         vocab_size=config["vocab_size"],
         tensors=tuple(layout for parameter in parameters for layout in _layouts(parameter, stored)),
         groups=tuple(_group(parameter) for parameter in parameters if len(parameter.parts) > 1),
         kv_bytes_per_token=family.decoder(config).kv_elements_per_token * BITS[stored] // 8,
         weights_bytes=sum(math.prod(spec.shape) * BITS[stored] // 8 for spec in wanted),
     )
+
+
+def read_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        ModelUnsupported: It is missing or no JSON object.
+    """
+    return _decode(files, "config.json")
 
 
 def _decode(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
@@ -84,29 +103,33 @@ def _decode(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def _family(config: Mapping[str, Any]) -> Family:
-    architectures = config.get("architectures")
-    name = str(architectures[0]) if isinstance(architectures, list) and architectures else "(none)"
+    name = architecture(config)
     family = FAMILIES.get(name)
     if family is None or config.get("model_type") != family.model_type:
-        raise ModelUnsupported(
-            f"architecture {name!r} (model_type {config.get('model_type')!r}) is not served yet: "
-            f"this version serves {', '.join(sorted(FAMILIES))}"
+        raise NoFamily(
+            f"architecture {name!r} (model_type {config.get('model_type')!r}) is of no family of our decoder"
         )
     return family
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The name of the class that a config asks for."""
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else "(none)"
 
 
 def _check_fields(family: Family, config: Mapping[str, Any]) -> None:
     for name, value in config.items():
         if name not in family.fields:
-            raise ModelUnsupported(f"config.json: field {name!r} = {value!r} is not understood, so nothing is guessed")
+            raise NoFamily(f"config.json: field {name!r} = {value!r} is not understood, so nothing is guessed")
         problem = family.fields[name](value)
         if problem:
-            raise ModelUnsupported(f"config.json: {name} = {value!r}: {problem}")
+            raise NoFamily(f"config.json: {name} = {value!r}: {problem}")
     for name in family.required:
         if config.get(name) is None:
-            raise ModelUnsupported(f"config.json: field {name!r} is missing")
+            raise NoFamily(f"config.json: field {name!r} is missing")
     if problem := family.contradiction(config):
-        raise ModelUnsupported(f"config.json: {problem}")
+        raise NoFamily(f"config.json: {problem}")
 
 
 def _check_tensors(
@@ -138,18 +161,26 @@ def _group(parameter: Parameter) -> Group:
     return Group(parameter.name, tuple(part.name for part in parameter.parts))
 
 
-def _stored_dtype(config: Mapping[str, Any], first: Entry, dtype: str) -> str:
-    """One dtype for the whole model, as transformers' "auto" has it: the config's word, else the weights'."""
+def stored_dtype(config: Mapping[str, Any], first: Entry, dtype: str) -> str:
+    """One dtype for the whole model, as transformers' "auto" has it: the config's word, else the weights'.
+
+    Raises:
+        ModelUnsupported: It is none that the engine computes with.
+    """
     if dtype == "auto":
         dtype = config.get("dtype") or config.get("torch_dtype") or first.dtype
-    stored = _DTYPES.get(dtype, dtype)
+    stored = _DTYPES.get(str(dtype), dtype)
     if stored not in _DTYPES.values():
         raise ModelUnsupported(f"dtype {dtype!r} is not computed with: ask for --dtype {' or '.join(_DTYPES)}")
     return stored
 
 
-def _stop_token_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[int, ...]:
-    """generation_config.json wins over config.json, as in transformers."""
+def stop_token_ids(config: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[int, ...]:
+    """Where sequences end; generation_config.json wins over config.json, as in transformers.
+
+    Raises:
+        ModelUnsupported: It is said in a way that means no token.
+    """
     generation = _decode(files, "generation_config.json") if "generation_config.json" in files else {}
     stop = generation.get("eos_token_id", config.get("eos_token_id"))
     if problem := token_ids_problem(stop):

@@ -22,9 +22,10 @@ from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
 from app.service import Service
 from app.settings import Settings
-from app.supervisor import Supervisor, Wishes
+from app.supervisor import Supervisor
 from app.telemetry import logs
 from app.telemetry.ledger import Ledger
+from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.messages import LoadRequest, PhaseTimed
 

@@ -10,18 +10,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.child import Child
+from app.described_model import described_support, description_request
 from app.engine_host import EngineHost
 from app.lifecycle import State
 from app.loading import Loading
-from app.messages import BindArena, EngineOptions, EngineReady, RequestFailed, StepOutput, WeightsLanded
-from app.model_support import SupportedModel, support
+from app.messages import (
+    BindArena,
+    DescribedModel,
+    DescribeModel,
+    EngineReady,
+    RequestFailed,
+    StepOutput,
+    WeightsLanded,
+)
+from app.model_support import NoFamily, SupportedModel, support
 from app.service import ServedModel, Service
+from app.wishes import Wishes
 from streaming.clock import boottime_s
-from streaming.errors import CheckpointError, ErrorReport, ModelUnsupported, StreamingError, report
+from streaming.errors import ErrorReport, StreamingError, report
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.options import HOST_STAGING
 from streaming.progress import Progress
@@ -32,18 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
-# A server that cannot hold one sequence of this length is of no use to anybody.
-_USEFUL_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the settings ask of a model."""
-
-    dtype: str
-    shard_count: int | None
-    warmup_prompt: str
-    engine: EngineOptions
 
 
 class Supervisor:
@@ -74,6 +71,7 @@ class Supervisor:
         self._request = request
         self._wishes = wishes
         self._model: SupportedModel | None = None
+        self._asked: tuple[Described, DescribeModel] | None = None
         self._files: dict[str, bytes] = {}
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
@@ -98,23 +96,23 @@ class Supervisor:
             self._service.ledger.milestone("artifact_fetch_start", phase.start_s)
 
     def described(self, described: Described) -> None:
-        """Lay the model out, or refuse it before a weight byte moves."""
+        """Lay the model out, or refuse it before a weight byte moves; transformers is asked about what is not ours."""
         try:
-            self._model = support(described.files, described.entries, dtype=self._wishes.dtype)
-            self._check_wishes(self._model, len(described.versions))
+            self._lay_out(described, support(described.files, described.entries, dtype=self._wishes.dtype))
+        except NoFamily as reason:
+            logger.info("not for our own decoder: %s", reason)
+            self._ask_transformers(described)
         except StreamingError as error:
             self.failed(report(error))
-            return
-        _warn_of_unpinned(described.versions)
-        self._files = described.files
-        self._loading.lay_out(self._model.layout(described.origin, self._least_cache_bytes(self._model)))
-        if TOKENIZER in self._files:
-            self._read_text()
-        else:
-            logger.warning(
-                "there is no %s: the engine converts the tokenizer with transformers, which is slow", TOKENIZER
-            )
-            self._engine.convert_tokenizer(self._files)
+
+    def model_described(self, answer: DescribedModel) -> None:
+        """Lay out what transformers' class wants."""
+        assert self._asked is not None  # this is the answer
+        (described, request), self._asked = self._asked, None
+        try:
+            self._lay_out(described, described_support(described.files, described.entries, request, answer))
+        except StreamingError as error:
+            self.failed(report(error))
 
     def converted(self, tokenizer_json: bytes) -> None:
         """Go on as if the checkpoint had brought this tokenizer.json."""
@@ -123,6 +121,7 @@ class Supervisor:
 
     def planned(self, planned: Planned, fds: list[int]) -> None:
         """Give the engine its addresses while their bytes are on the way."""
+        assert self._model is not None  # nothing is planned without one
         plan, planned_s = planned.plan, planned.planned_s
         self._planned_s = planned_s
         self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
@@ -133,6 +132,7 @@ class Supervisor:
             extents=plan.extents,
             memory=planned.memory,
             options=self._wishes.engine,
+            transformers_dtype=self._model.transformers_dtype,
         )
         self._engine.bind(bind, fds)
 
@@ -181,6 +181,7 @@ class Supervisor:
             vocab_size=min(text.vocab_size, model.vocab_size),
             stop_token_ids=model.stop_token_ids,
             created_s=int(time.time()),
+            dtype=self._wishes.dtype,
         )
         self._service.engine.attach(self._engine.send)
         if self._service.lifecycle.advance(State.READY, "loaded and warm"):
@@ -214,29 +215,34 @@ class Supervisor:
         """Patient, if none has ever become ready: the first may have died of its haste."""
         return self._spawn(self._engine_module, self._service.model is None)
 
-    def _check_wishes(self, model: SupportedModel, shards: int) -> None:
-        """Compare what was asked for with what is there.
+    def _ask_transformers(self, described: Described) -> None:
+        try:
+            request = description_request(described.files, described.entries, dtype=self._wishes.dtype)
+        except StreamingError as error:
+            self.failed(report(error))
+            return
+        is_waiting = self._asked is not None  # a loader that is followed by another describes the same again
+        self._asked = described, request
+        if not is_waiting:
+            self._engine.describe_model(request)
+
+    def _lay_out(self, described: Described, model: SupportedModel) -> None:
+        """Tell the loader what to land, and read the tokenizer meanwhile.
 
         Raises:
-            CheckpointError: Another number of shards.
-            ModelUnsupported: A longer context than the model was made for.
+            StreamingError: The settings ask for what this model is not.
         """
-        wanted = self._wishes.shard_count
-        if wanted is not None and wanted != shards:
-            raise CheckpointError(
-                f"model.shard_count is {wanted}, but the checkpoint has {shards}: correct one of them"
+        self._wishes.check(model, len(described.versions))
+        _warn_of_unpinned(described.versions)
+        self._model, self._files = model, described.files
+        self._loading.lay_out(model.layout(described.origin, self._wishes.least_cache_bytes(model)))
+        if TOKENIZER in self._files:
+            self._read_text()
+        else:
+            logger.warning(
+                "there is no %s: the engine converts the tokenizer with transformers, which is slow", TOKENIZER
             )
-        length_tokens = self._wishes.engine.max_model_len_tokens
-        if length_tokens is not None and length_tokens > model.max_model_len_tokens:
-            raise ModelUnsupported(
-                f"--max-model-len {length_tokens} is more than the model's {model.max_model_len_tokens} tokens"
-            )
-
-    def _least_cache_bytes(self, model: SupportedModel) -> int:
-        """What must be left beside the weights: the cache that was asked for, or one useful sequence."""
-        engine = self._wishes.engine
-        length_tokens = engine.max_model_len_tokens or min(model.max_model_len_tokens, _USEFUL_TOKENS)
-        return engine.kv_cache_bytes or length_tokens * model.kv_bytes_per_token
+            self._engine.convert_tokenizer(self._files)
 
     def _read_text(self) -> None:
         task = asyncio.create_task(self._build_text())

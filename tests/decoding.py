@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from app.engine.attention import DecodeAttention
 from app.engine.blocks import BlockAllocator
 from app.engine.kv_cache import KVCache
 from app.engine.model_runner import ModelRunner
+from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Scheduler, Span
 from app.engine.sequence import Sequence, new_sequence
 from app.engine.skeleton import bind, build_skeleton
@@ -32,8 +34,7 @@ class Engine:
         prefix_caching: bool = False,
     ):
         arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8).to(device)
-        model = build_skeleton(packed.config_json, packed.extents, device, max_model_len_tokens)
-        bind(model, arena, packed.extents)
+        model = _bound(packed, arena, max_model_len_tokens)
         self.blocks = BlockAllocator(num_blocks)
         self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
         self.scheduler = Scheduler(
@@ -84,6 +85,16 @@ class Engine:
         return logits[0].cpu()
 
 
+def _bound(packed: PackedModel, arena: torch.Tensor, max_model_len_tokens: int | None) -> LanguageModel:
+    if packed.transformers_dtype is not None:
+        from app.engine.transformers_skeleton import bound_transformers_model
+
+        return bound_transformers_model(packed.config_json, packed.transformers_dtype, arena, packed.extents)
+    model = build_skeleton(packed.config_json, packed.extents, arena.device, max_model_len_tokens)
+    bind(model, arena, packed.extents)
+    return model
+
+
 def reference_logits(packed: PackedModel, prompt: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return packed.reference(torch.tensor([prompt])).logits[0, -1]
@@ -95,3 +106,21 @@ def reference_tokens(packed: PackedModel, prompt: list[int], max_tokens: int = 1
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
     )
     return output[0, len(prompt) :].tolist()
+
+
+def decode_step_logits(engine: Engine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (prompts, vocabulary) after `PROMPTS`' last tokens: over whole block tables, and over exact contexts."""
+    runner, cache = engine.runner, engine.runner._cache
+    sequences = [new_sequence(Submit("x", tuple(prompt), SamplingParams(max_tokens=1))) for prompt in PROMPTS]
+    for sequence in sequences:
+        sequence.block_ids = engine.blocks.allocate(5, after=None)
+        runner.logits([Span(sequence, 0, len(sequence.token_ids))])
+    spans = [Span(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
+    positions = torch.tensor([span.start for span in spans])
+    slots = torch.tensor([cache.slot(span.sequence.block_ids, span.start) for span in spans])
+    tables = torch.tensor([sequence.block_ids for sequence in sequences])
+    attention = DecodeAttention.of(cache, slots, tables, positions)
+    token_ids = torch.tensor([sequence.token_ids[-1] for sequence in sequences])
+    with torch.inference_mode():
+        fixed = runner._model.logits(runner._model(token_ids, positions, attention))
+    return fixed, runner.logits(spans)

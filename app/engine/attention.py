@@ -21,11 +21,14 @@ from app.engine.kv_cache import KVCache
 class AttentionSpec:
     """One layer's attention.
 
-    A token sees itself and the `sliding_window - 1` tokens before it, or everything before it with None.
+    A token sees itself and the `sliding_window - 1` tokens before it, or everything before it with None. Scores are
+    multiplied by `scale`, 1 / sqrt(head_dim) with None; with `softcap` they become softcap * tanh(score / softcap).
     """
 
     layer: int
     sliding_window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,43 +139,87 @@ def attend(
     if spec.sliding_window is not None:
         batch = batch.within(spec.sliding_window)
     if isinstance(batch, DecodeAttention):
-        return _decode_rows(query, keys[batch.context], values[batch.context], batch.mask)
-    parts = [_attend_one(query, keys, values, sequence) for sequence in batch.sequences]
+        return _decode_rows(spec, query, keys[batch.context], values[batch.context], batch.mask)
+    parts = [_attend_one(spec, query, keys, values, sequence) for sequence in batch.sequences]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_one(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sequence: SequenceAttention
+    spec: AttentionSpec, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sequence: SequenceAttention
 ) -> torch.Tensor:
     rows = query[sequence.query_start : sequence.query_end]
     key = keys[sequence.context].transpose(0, 1)[None]  # (1, kv_heads, context, head_dim)
     value = values[sequence.context].transpose(0, 1)[None]
     if len(rows) == 1:
-        return _decode(rows, key, value)
-    return _prefill(rows, key, value, sequence.mask)
+        return _decode(spec, rows, key, value)
+    return _prefill(spec, rows, key, value, sequence.mask)
 
 
-def _decode(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _decode(spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """One query (1, heads, head_dim) sees its whole context.
 
     The heads that share a key head are handed over as its queries, so that no key is repeated.
     """
     _, kv_heads, _, head_dim = key.shape
     grouped = query.view(1, kv_heads, -1, head_dim)
-    return scaled_dot_product_attention(grouped, key, value).view(1, -1)
+    if spec.softcap is not None:
+        return _softcapped(spec, grouped, key, value, None).view(1, -1)
+    return scaled_dot_product_attention(grouped, key, value, scale=spec.scale).view(1, -1)
 
 
-def _decode_rows(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _decode_rows(
+    spec: AttentionSpec, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """Queries (rows, heads, head_dim), each over its own keys (rows, tokens, kv_heads, head_dim)."""
     rows, heads, head_dim = query.shape
     grouped = query.view(rows, keys.shape[2], -1, head_dim)
-    attended = scaled_dot_product_attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if spec.softcap is not None:
+        attended = _softcapped(spec, grouped, keys, values, mask)
+    else:
+        attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=spec.scale)
     return attended.reshape(rows, heads * head_dim)
 
 
-def _prefill(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _prefill(
+    spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """Queries (tokens, heads, head_dim) see what came before them and themselves."""
+    if spec.softcap is not None:
+        return _softcapped_prefill(spec, query, key, value, mask)
     attended = scaled_dot_product_attention(
-        query.transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        query.transpose(0, 1)[None],
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=spec.scale,
+        enable_gqa=True,
     )  # (1, heads, tokens, head_dim)
     return attended[0].transpose(0, 1).flatten(1)
+
+
+def _softcapped_prefill(
+    spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """As `_prefill`; the heads that share a key head become its queries, each with the same mask."""
+    tokens, heads, head_dim = query.shape
+    kv_heads = key.shape[1]
+    if mask is None:
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    grouped = query.view(tokens, kv_heads, -1, head_dim).permute(1, 2, 0, 3).flatten(1, 2)[None]
+    attended = _softcapped(spec, grouped, key, value, mask.repeat(heads // kv_heads, 1))
+    return attended[0].view(kv_heads, -1, tokens, head_dim).permute(2, 0, 1, 3).flatten(1)
+
+
+def _softcapped(
+    spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Attention of (batch, heads, queries, head_dim) with capped scores, which torch's own cannot give."""
+    assert spec.softcap is not None  # it is asked for here alone
+    scale = query.shape[-1] ** -0.5 if spec.scale is None else spec.scale
+    scores = torch.matmul(query, key.transpose(-2, -1)) * scale
+    scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype), value)

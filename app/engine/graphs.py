@@ -13,7 +13,7 @@ import torch
 
 from app.engine.attention import DecodeAttention
 from app.engine.kv_cache import KVCache
-from app.engine.models.decoder import Decoder
+from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Span
 
 _MIN_CONTEXT_TOKENS = 512
@@ -41,7 +41,7 @@ class DecodeGraphs:
         cache: On the same GPU.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache):
+    def __init__(self, model: LanguageModel, cache: KVCache):
         self._model = model
         self._cache = cache
         self._graphs: dict[tuple[int, int], _Graph] = {}

@@ -1,4 +1,4 @@
-"""What the server says to the engine, in order; tokenizer conversions are answered on the way.
+"""What the server says to the engine, in order; what only transformers knows is answered on the way.
 
 Takes a connection, gives messages. Knows nothing of what the engine does with them.
 """
@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from app.engine.tokenizer_conversion import convert_tokenizer
-from app.messages import ConvertedTokenizer, ConvertTokenizer, ToEngine
+from app.messages import ConvertedTokenizer, ConvertTokenizer, DescribeModel, ToEngine
+from streaming.clock import boottime_s
+from streaming.messages import PhaseTimed
 from streaming.wire import Connection
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Inbox:
 
         Raises:
             ConnectionClosed: The server is gone.
-            ModelUnsupported: It asked for a conversion that cannot be done.
+            ModelUnsupported: It asked for what transformers cannot do.
         """
         while True:
             message, fds = self._early.pop(0) if self._early else self._connection.recv()
@@ -60,7 +62,7 @@ class Inbox:
 
         Raises:
             ConnectionClosed: The server is gone.
-            ModelUnsupported: It asked for a conversion that cannot be done.
+            ModelUnsupported: It asked for what transformers cannot do.
         """
         if block:
             self._connection.poll(None)
@@ -69,8 +71,20 @@ class Inbox:
                 yield received[0]
 
     def _answered(self, message: ToEngine) -> bool:
-        if not isinstance(message, ConvertTokenizer):
-            return False
-        self._wait_for_torch()
-        self._connection.send(ConvertedTokenizer(convert_tokenizer(message.files)))
+        match message:
+            case ConvertTokenizer(files=files):
+                self._wait_for_torch()
+                self._connection.send(ConvertedTokenizer(convert_tokenizer(files)))
+            case DescribeModel():
+                self._describe(message)
+            case _:
+                return False
         return True
+
+    def _describe(self, request: DescribeModel) -> None:
+        self._wait_for_torch()
+        start_s = boottime_s()
+        from app.engine.transformers_description import describe
+
+        self._connection.send(PhaseTimed(name="engine.transformers", start_s=start_s, end_s=boottime_s()))
+        self._connection.send(describe(request))

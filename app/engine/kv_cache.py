@@ -10,7 +10,7 @@ import mmap
 
 import torch
 
-from app.families.decoder_config import DecoderConfig
+from app.engine.models.shape import ModelShape
 from app.messages import EngineOptions
 from streaming.errors import DeviceError
 from streaming.host_memory import available_bytes
@@ -28,7 +28,7 @@ class KVCache:
     """
 
     def __init__(
-        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, num_blocks: int, block_size_tokens: int
+        self, config: ModelShape, dtype: torch.dtype, device: torch.device, num_blocks: int, block_size_tokens: int
     ):
         self.device = device
         self.block_size_tokens = block_size_tokens
@@ -55,12 +55,12 @@ def _host_storage(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
+def bytes_per_token(config: ModelShape, dtype: torch.dtype) -> int:
     """What one cached token costs over all layers."""
     return config.kv_elements_per_token * dtype.itemsize
 
 
-def free_for_cache_bytes(config: DecoderConfig, options: EngineOptions, device: torch.device, arena_bytes: int) -> int:
+def free_for_cache_bytes(config: ModelShape, options: EngineOptions, device: torch.device, arena_bytes: int) -> int:
     """What the cache may have at most.
 
     On a GPU, whose arena and context have their memory already: `gpu_memory_utilization` of the whole, less what
@@ -73,7 +73,7 @@ def free_for_cache_bytes(config: DecoderConfig, options: EngineOptions, device: 
     return max(0, int(total_bytes * options.gpu_memory_utilization) - taken_bytes - _step_bytes(config, options))
 
 
-def _step_bytes(config: DecoderConfig, options: EngineOptions) -> int:
+def _step_bytes(config: ModelShape, options: EngineOptions) -> int:
     """What the activations of the largest step, its logits and the libraries' workspaces need, roughly."""
     per_token = 4 * (6 * config.hidden_size + 3 * config.intermediate_size)
     logits = 16 * options.max_num_seqs * config.vocab_size

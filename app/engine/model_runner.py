@@ -13,7 +13,7 @@ import torch
 from app.engine.batch import build_batch
 from app.engine.graphs import DecodeGraphs
 from app.engine.kv_cache import KVCache
-from app.engine.models.decoder import Decoder
+from app.engine.models.language_model import LanguageModel
 from app.engine.sampling.logprobs import PromptScores, score_prompt
 from app.engine.sampling.sampler import Drawn, Sampler
 from app.engine.scheduler import Span
@@ -28,12 +28,12 @@ class ModelRunner:
         may_capture: Whether CUDA graphs can be captured already.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, *, may_capture: Callable[[], bool] = lambda: True):
+    def __init__(self, model: LanguageModel, cache: KVCache, *, may_capture: Callable[[], bool] = lambda: True):
         self._model = model
         self._cache = cache
         self._may_capture = may_capture
         self._sampler = Sampler()
-        self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" else None
+        self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" and model.may_be_captured else None
 
     @property
     def uses_graphs(self) -> bool:

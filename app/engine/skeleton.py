@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 import torch
+from torch import nn
 
 from app.engine.models.decoder import Decoder
 from app.families.registry import decoder_config
@@ -20,7 +21,7 @@ from streaming.messages import Extent
 logger = logging.getLogger(__name__)
 
 # Names as safetensors writes them; the dtypes that a parameter may have in the arena.
-_TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -57,12 +58,17 @@ def bind(model: Decoder, arena: torch.Tensor, extents: Mapping[str, Extent]) -> 
         CheckpointError: A parameter has no extent, or one of another shape, dtype or place.
     """
     views = {name: _view(name, parameter, arena, extents) for name, parameter in model.state_dict().items()}
-    model.load_state_dict(views, assign=True)
-    start, end = arena.data_ptr(), arena.data_ptr() + arena.nbytes
-    for name, parameter in model.named_parameters():
-        if not start <= parameter.data_ptr() <= parameter.data_ptr() + parameter.nbytes <= end:
-            raise RuntimeError(f"{name} is not a view of the arena")
+    assign_views(model, views, arena)
     logger.info("%d parameters bound to the arena", len(views))
+
+
+def assign_views(module: nn.Module, views: Mapping[str, torch.Tensor], arena: torch.Tensor) -> None:
+    """Make `views` (by name) the parameters and saved buffers of `module`; all of them lie in `arena` then."""
+    module.load_state_dict(views, assign=True)
+    start, end = arena.data_ptr(), arena.data_ptr() + arena.nbytes
+    for name, tensor in module.state_dict().items():
+        if not start <= tensor.data_ptr() <= tensor.data_ptr() + tensor.nbytes <= end:
+            raise RuntimeError(f"{name} is not a view of the arena")
 
 
 def _view(name: str, parameter: torch.Tensor, arena: torch.Tensor, extents: Mapping[str, Extent]) -> torch.Tensor:
@@ -99,6 +105,6 @@ def _extent(name: str, extents: Mapping[str, Extent]) -> Extent:
 
 def _torch_dtype(name: str, extent: Extent) -> torch.dtype:
     try:
-        return _TORCH_DTYPES[extent.dtype]
+        return TORCH_DTYPES[extent.dtype]
     except KeyError as error:
         raise CheckpointError(f"{name} is {extent.dtype}, which the engine does not compute with") from error

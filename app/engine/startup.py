@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import torch
+
 from app.engine.blocks import BlockAllocator
 from app.engine.early_start import EarlyStart
 from app.engine.inbox import Inbox
 from app.engine.kv_cache import KVCache, bytes_per_token, cache_blocks, free_for_cache_bytes
 from app.engine.loop import Loop
 from app.engine.model_runner import ModelRunner
-from app.engine.models.decoder import Decoder
+from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
 from app.engine.torch_import import TorchImport
@@ -58,8 +60,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     options = request.options
     with _timed(connection, "engine.bind"):
         weights = _hold_weights(request, fds, early, connection)
-        model = build_skeleton(request.config, request.extents, weights.flat.device, options.max_model_len_tokens)
-        bind(model, weights.flat, request.extents)
+        model = _bound_model(request, weights.flat, torch_import)
     max_model_len_tokens = options.max_model_len_tokens or model.config.max_position_embeddings
     with _timed(connection, "engine.cache"):
         blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
@@ -90,6 +91,18 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
     ).run()
+
+
+def _bound_model(request: BindArena, arena: torch.Tensor, torch_import: TorchImport) -> LanguageModel:
+    """Our own decoder, or what transformers has for this config; every parameter is a view of `arena` (bytes,)."""
+    if request.transformers_dtype is not None:
+        torch_import.wait()
+        from app.engine.transformers_skeleton import bound_transformers_model
+
+        return bound_transformers_model(request.config, request.transformers_dtype, arena, request.extents)
+    model = build_skeleton(request.config, request.extents, arena.device, request.options.max_model_len_tokens)
+    bind(model, arena, request.extents)
+    return model
 
 
 def _use_the_wait(
@@ -128,7 +141,7 @@ def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connect
     return from_host(fds[0], request.memory.nbytes, early.cuda, on_fallback)
 
 
-def _num_blocks(model: Decoder, request: BindArena, max_model_len_tokens: int) -> int:
+def _num_blocks(model: LanguageModel, request: BindArena, max_model_len_tokens: int) -> int:
     options = request.options
     token_bytes = bytes_per_token(model.config, model.dtype)
     free_bytes = free_for_cache_bytes(model.config, options, model.device, request.memory.nbytes)

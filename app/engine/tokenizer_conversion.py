@@ -1,7 +1,6 @@
 """Tokenizer files of any format, turned into one tokenizer.json.
 
-The only file that imports transformers: the server, which never does, asks for it where a checkpoint has no
-tokenizer.json of its own.
+Imports transformers, which the server never does: it asks for this where a checkpoint has no tokenizer.json of its own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 
 from app.engine.blocks import BlockAllocator
 from app.engine.model_runner import ModelRunner
-from app.engine.models.decoder import Decoder
+from app.engine.models.language_model import LanguageModel
 from app.engine.sampling.sampler import Sampler
 from app.engine.scheduler import Span
 from app.engine.sequence import Sequence
@@ -30,7 +30,7 @@ def warm_up(runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int)
     _pass(runner, blocks, block_size_tokens, (0,))
 
 
-def warm_up_sampler(model: Decoder) -> threading.Thread:
+def warm_up_sampler(model: LanguageModel) -> threading.Thread:
     """Draw tokens in every way, in a thread: a GPU loads each kernel on first use, a tenth of a second in all."""
 
     def run() -> None:

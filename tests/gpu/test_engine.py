@@ -7,6 +7,8 @@ import torch
 
 from app.engine.skeleton import bind, build_skeleton
 from tests.decoding import PROMPTS, Engine, reference_logits, reference_tokens
+from tests.integration.packed_class import VARIANTS as CLASSES
+from tests.integration.packed_class import packed_class
 from tests.integration.packed_model import VARIANTS, packed_model, packed_variant
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +48,18 @@ def test_logits_and_tokens_are_transformers(variant):
     expected_tokens = [reference_tokens(packed, prompt) for prompt in PROMPTS]
     assert [engine.generate([prompt])[0] for prompt in PROMPTS] == expected_tokens
     assert engine.generate(PROMPTS) == expected_tokens
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+def test_classes_of_transformers_are_themselves(variant):
+    """In float32, without graphs: logits and tokens of the class alone on the CPU."""
+    packed = packed_class(variant)
+    engine = Engine(packed, device=GPU)
+    assert not engine.runner.uses_graphs
+    for prompt in PROMPTS:
+        expected = reference_logits(packed, prompt)
+        assert (engine.logits(prompt) - expected).abs().max() / expected.abs().max() < 1e-3
+    assert engine.generate(PROMPTS) == [reference_tokens(packed, prompt) for prompt in PROMPTS]
 
 
 def test_garbage_in_other_blocks_does_not_reach_a_row():

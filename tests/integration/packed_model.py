@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from app.model_support import support
+from app.described_model import described_support, description_request
+from app.model_support import NoFamily, SupportedModel, support
 from streaming.messages import Entry, Extent
 from streaming.plan import place
 
@@ -117,6 +118,7 @@ class PackedModel:
     config_json: bytes
     extents: dict[str, Extent]
     arena: bytes
+    transformers_dtype: str | None = None
 
 
 def packed_variant(name: str) -> PackedModel:
@@ -135,25 +137,38 @@ def packed_model(model_type: str = "llama", dtype: torch.dtype = torch.float32, 
         for name, parameter in reference.named_parameters():
             parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.2)
     reference.to(dtype)
+    return pack(reference)
+
+
+def pack(reference: PreTrainedModel) -> PackedModel:
+    """`reference` as it is saved for the hub, laid out as `app.model_support` (or the engine) and `streaming.plan` decide."""
     with tempfile.TemporaryDirectory() as folder:
         reference.save_pretrained(folder)
-        return PackedModel(reference, *_pack(Path(folder)))
-
-
-def _pack(folder: Path) -> tuple[bytes, dict[str, Extent], bytes]:
-    """config.json, extents and arena of a saved model, as `app.model_support` and `streaming.plan` decide them."""
-    config_json = (folder / "config.json").read_bytes()
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        config_json = Path(folder, "config.json").read_bytes()
+        with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     entries = {
         name: Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), "model.safetensors", 0, 0)
         for name, tensor in tensors.items()
     }
-    model = support({"config.json": config_json}, list(entries.values()))
+    model = supported({"config.json": config_json}, list(entries.values()))
     layouts = {layout.stored_name: layout for layout in model.tensors}
     extents, nbytes = place(entries, layouts, model.groups)
     arena = bytearray(nbytes)
     for name, layout in layouts.items():
         at = extents[name].start
-        arena[at : at + extents[name].nbytes] = tensors[layout.source_name].view(torch.uint8).numpy().tobytes()
-    return config_json, extents, bytes(arena)
+        arena[at : at + extents[name].nbytes] = (
+            tensors[layout.source_name].reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return PackedModel(reference, config_json, extents, bytes(arena), model.transformers_dtype)
+
+
+def supported(files: dict[str, bytes], entries: list[Entry]) -> SupportedModel:
+    """A family's model, or transformers', as server and engine agree on it."""
+    try:
+        return support(files, entries)
+    except NoFamily:
+        from app.engine.transformers_description import describe
+
+        request = description_request(files, entries)
+        return described_support(files, entries, request, describe(request))

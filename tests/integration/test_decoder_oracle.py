@@ -9,7 +9,6 @@ import logging
 import pytest
 import torch
 
-from app.engine.attention import DecodeAttention
 from app.engine.graphs import DecodeGraphs
 from app.engine.scheduler import Span
 from app.engine.sequence import new_sequence
@@ -17,7 +16,7 @@ from app.engine.skeleton import bind, build_skeleton
 from app.messages import SamplingParams, Submit
 from streaming.errors import CheckpointError
 from streaming.messages import Extent
-from tests.decoding import CPU, PROMPTS, Engine, reference_logits, reference_tokens
+from tests.decoding import CPU, PROMPTS, Engine, decode_step_logits, reference_logits, reference_tokens
 from tests.integration.packed_model import VARIANTS, longrope, packed_model, packed_variant
 
 
@@ -96,21 +95,8 @@ def test_chunked_prefill_equals_whole_prefill(variant, chunk_tokens):
 @pytest.mark.parametrize("variant", WINDOWED)
 def test_a_decode_step_of_fixed_shapes_equals_an_exact_one(variant):
     """What a CUDA graph computes over whole block tables is what each sequence's own context gives."""
-    engine = Engine(packed_variant(variant))
-    runner, cache = engine.runner, engine.runner._cache
-    sequences = [new_sequence(Submit("x", tuple(prompt), SamplingParams(max_tokens=1))) for prompt in PROMPTS]
-    for sequence in sequences:
-        sequence.block_ids = engine.blocks.allocate(5, after=None)
-        runner.logits([Span(sequence, 0, len(sequence.token_ids))])
-    spans = [Span(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
-    positions = torch.tensor([span.start for span in spans])
-    slots = torch.tensor([cache.slot(span.sequence.block_ids, span.start) for span in spans])
-    tables = torch.tensor([sequence.block_ids for sequence in sequences])
-    attention = DecodeAttention.of(cache, slots, tables, positions)
-    token_ids = torch.tensor([sequence.token_ids[-1] for sequence in sequences])
-    with torch.inference_mode():
-        fixed = runner._model.logits(runner._model(token_ids, positions, attention))
-    torch.testing.assert_close(fixed, runner.logits(spans), rtol=1e-4, atol=1e-5)
+    fixed, exact = decode_step_logits(Engine(packed_variant(variant)))
+    torch.testing.assert_close(fixed, exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])

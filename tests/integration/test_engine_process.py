@@ -22,6 +22,8 @@ from app.messages import (
     BindArena,
     ConvertedTokenizer,
     ConvertTokenizer,
+    DescribedModel,
+    DescribeModel,
     EngineFailed,
     EngineOptions,
     EngineReady,
@@ -35,6 +37,7 @@ from app.messages import (
 )
 from streaming.messages import ArenaMemory, Origin, PhaseTimed
 from streaming.wire import Connection
+from tests.integration.packed_class import packed_class
 from tests.integration.packed_model import PackedModel, packed_model
 
 TIMEOUT_S = 60.0
@@ -136,6 +139,7 @@ def bind(engine: Engine, packed: PackedModel, fd: int, **options) -> None:
             extents=packed.extents,
             memory=ArenaMemory("host", len(packed.arena)),
             options=EngineOptions(**{"block_size_tokens": BLOCK_SIZE} | options),
+            transformers_dtype=packed.transformers_dtype,
         ),
         [fd],
     )
@@ -274,3 +278,33 @@ def test_a_tokenizer_that_cannot_be_converted_fails_the_engine(start):
     assert isinstance(failed, EngineFailed)
     assert (failed.error.kind, failed.error.exit_code) == ("ModelUnsupported", 4)
     assert engine.process.wait(TIMEOUT_S) == 4
+
+
+def test_a_class_of_transformers_is_described_and_then_bound(start, arena):
+    """The description comes before anything is bound; the engine then serves that class from the arena."""
+    packed = packed_class("olmo2")
+    engine = start()
+    shapes = {name: extent.shape for name, extent in packed.extents.items()}
+    engine.connection.send(DescribeModel(config=packed.config_json, dtype="F32", tensors=shapes))
+    engine.wait_for_phase("engine.transformers")
+    described = engine.next()
+    assert isinstance(described, DescribedModel)
+    assert {parameter.name for parameter in described.parameters} == packed.extents.keys()
+    fd = arena(len(packed.arena))
+    bind(engine, packed, fd)
+    os.pwrite(fd, packed.arena, 0)
+    engine.connection.send(WeightsLanded(PROMPT))
+    while not isinstance(engine.next(), EngineReady):
+        pass
+    assert engine.generate("1", max_tokens=8) == reference_tokens(packed)
+
+
+def test_a_class_that_cannot_be_served_fails_the_engine(start):
+    """An architecture without attention is an unsupported model."""
+    engine = start()
+    config = json.dumps({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}).encode()
+    engine.connection.send(DescribeModel(config=config, dtype="F32", tensors={}))
+    engine.wait_for_phase("engine.transformers")
+    failed = engine.next()
+    assert isinstance(failed, EngineFailed)
+    assert (failed.error.kind, failed.error.exit_code) == ("ModelUnsupported", 4)

@@ -83,6 +83,17 @@ def test_text_knows_neither_http_nor_engine():
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
+        (
+            "transformers",
+            {
+                "app/engine/models/transformers_model.py",
+                "app/engine/tokenizer_conversion.py",
+                "app/engine/transformers_attention.py",
+                "app/engine/transformers_class.py",
+                "app/engine/transformers_description.py",
+                "app/engine/transformers_tensors.py",
+            },
+        ),
         ("yaml", {"app/settings/yaml_file.py"}),
         ("fastapi", None),
     ],

@@ -96,6 +96,8 @@ class Decoder(nn.Module):
         max_model_len_tokens: The longest sequence that will be served.
     """
 
+    may_be_captured: bool = True
+
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, max_model_len_tokens: int):
         super().__init__()
         self.config = config
