@@ -23,13 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as clients see it; exists once the server is ready."""
+    """The model as clients see it; exists once the server is ready. `dtype` is as the settings have it."""
 
     text: TextModel
     max_model_len_tokens: int
     vocab_size: int
     stop_token_ids: tuple[int, ...]
     created_s: int
+    dtype: str
 
 
 class Service:

@@ -6,6 +6,7 @@ endpoint.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.answers import Usage
+from app.api.answers import PromptTokensDetails, Usage
 from app.api.generation import Delta, Generation, generate
 from app.api.schemas import GenerationRequest, StreamOptions
 from app.api.sse import open_event_stream, unless_disconnected
@@ -49,50 +50,81 @@ async def deliver(
     """Generate, and answer as the request asks.
 
     Raises:
-        InvalidRequest: Stream options without a stream.
+        InvalidRequest: Stream options without a stream, or a stream with what only a whole answer has.
         ServiceError: The engine refused or failed before there was anything to send.
         ClientDisconnect: The client went away; its sequences are aborted.
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
+    if body.stream and body.prompt_logprobs is not None:
+        raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
     deltas = generate(service, model, generation)
     if body.stream:
         options = body.stream_options or StreamOptions()
-        return await open_event_stream(http.receive, _chunks(deltas, form, generation.prompt_tokens, options))
+        return await open_event_stream(http.receive, _chunks(deltas, form, generation, options))
     answer = await unless_disconnected(http.receive, _whole(deltas, form, generation))
     return Response(answer, media_type="application/json")
 
 
 async def _chunks(
-    deltas: AsyncGenerator[Delta, None], form: Format, prompt_tokens: int, options: StreamOptions
+    deltas: AsyncGenerator[Delta, None], form: Format, generation: Generation, options: StreamOptions
 ) -> AsyncGenerator[bytes, None]:
     """The stream's chunks as JSON; nothing about usage unless it is asked for."""
     begun: set[int] = set()
-    usage = _usage(prompt_tokens, 0)
+    count = _TokenCount(generation)
     async with aclosing(deltas):
         async for delta in deltas:
-            usage = _usage(prompt_tokens, usage.completion_tokens + 1)
+            count.add(delta)
             for choice in form.pieces(delta, first=delta.index not in begun):
-                yield _encode(form.chunk((choice,), _running_usage(usage, options)))
+                yield _encode(form.chunk((choice,), _running_usage(count.usage(), options)))
             begun.add(delta.index)
     if options.include_usage:
-        yield _encode(form.chunk((), usage))
+        yield _encode(form.chunk((), count.usage()))
 
 
 async def _whole(deltas: AsyncGenerator[Delta, None], form: Format, generation: Generation) -> bytes:
     """The whole answer as JSON."""
-    texts: list[list[str]] = [[] for _ in generation.prompts]
-    reasons: list[str | None] = [None for _ in generation.prompts]
-    completion_tokens = 0
+    parts: list[list[Delta]] = [[] for _ in generation.prompts]
+    count = _TokenCount(generation)
     async with aclosing(deltas):
         async for delta in deltas:
-            completion_tokens += 1
-            texts[delta.index].append(delta.text)
-            reasons[delta.index] = delta.finish_reason
-    finished = [
-        Delta(index, "".join(text), reason) for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-    ]
-    return _encode(form.whole(finished, _usage(generation.prompt_tokens, completion_tokens)))
+            count.add(delta)
+            parts[delta.index].append(delta)
+    # In a thread: a long prompt's log probabilities take a second to name and write.
+    return await asyncio.to_thread(lambda: _encode(form.whole(list(map(_joined, parts)), count.usage())))
+
+
+def _joined(parts: Sequence[Delta]) -> Delta:
+    """One choice's deltas as one."""
+    return Delta(
+        index=parts[0].index,
+        tokens=tuple(token for part in parts for token in part.tokens),
+        finish_reason=parts[-1].finish_reason,
+        token_ids=tuple(token_id for part in parts for token_id in part.token_ids),
+        prompt=parts[0].prompt,
+    )
+
+
+class _TokenCount:
+    """The tokens of one request, as far as it has come."""
+
+    def __init__(self, generation: Generation):
+        self._choices = generation.choices
+        self._prompt_tokens = generation.prompt_tokens
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+
+    def add(self, delta: Delta) -> None:
+        """Count one delta; a prompt's cached tokens are those of its first choice."""
+        self._completion_tokens += len(delta.token_ids)
+        if delta.prompt is not None and delta.index % self._choices == 0:
+            self._cached_tokens += delta.prompt.cached_tokens
+
+    def usage(self) -> Usage:
+        """So far."""
+        total_tokens = self._prompt_tokens + self._completion_tokens
+        details = PromptTokensDetails(self._cached_tokens)
+        return Usage(self._prompt_tokens, self._completion_tokens, total_tokens, details)
 
 
 def _running_usage(usage: Usage, options: StreamOptions) -> Usage | UnsetType | None:
@@ -100,7 +132,3 @@ def _running_usage(usage: Usage, options: StreamOptions) -> Usage | UnsetType | 
     if options.continuous_usage_stats:
         return usage
     return None if options.include_usage else UNSET
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
-    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from importlib.metadata import version
+
 import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -22,6 +26,13 @@ def served_model(service: Service, name: str) -> ServedModel:
         served = ", ".join(service.model_names)
         raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", param="model")
     return service.ready_model()
+
+
+@functools.cache
+def system_fingerprint(name: str, dtype: str) -> str:
+    """Names what computes an answer: the same as long as model, release and dtype are."""
+    digest = hashlib.blake2b(f"{name}\0{version('coldstream')}\0{dtype}".encode(), digest_size=5)
+    return f"fp_{digest.hexdigest()}"
 
 
 def model_routes(service: Service) -> APIRouter:

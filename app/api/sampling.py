@@ -5,9 +5,12 @@ Takes validated requests, gives `Generation`s. Pure; knows no HTTP and no text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from app.api.generation import Generation
+import msgspec
+
+from app.api.generation import Generation, Prompt
 from app.api.schemas import GenerationRequest
 from app.errors import InvalidRequest
 from app.messages import SamplingParams
@@ -16,12 +19,21 @@ from app.service import ServedModel
 _MAX_SEED = 2**63 - 1
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How many alternatives to score beside each token of the answer and of the prompt; None scores nothing."""
+
+    answer: int | None = None
+    prompt: int | None = None
+
+
 def plan_generation(
     request: GenerationRequest,
     model: ServedModel,
-    prompts: Sequence[tuple[int, ...]],
+    prompts: Sequence[Prompt],
     *,
     max_tokens: int | None,
+    scores: Scores,
     param: str,
     continues: bool,
 ) -> Generation:
@@ -30,8 +42,10 @@ def plan_generation(
     Args:
         request: The validated body.
         model: The model that it names.
-        prompts: Token ids.
-        max_tokens: How long an answer may be; None, and whatever does not fit, mean the rest of the context.
+        prompts: Token ids, with their texts where they are echoed.
+        max_tokens: How long an answer may be; None, and whatever does not fit, mean the rest of the context. 0 asks for
+            nothing but the prompt.
+        scores: The log probabilities to compute.
         param: Which parameter the prompts came from, for errors.
         continues: Whether the answer's text goes on where the prompt's ends.
 
@@ -39,6 +53,24 @@ def plan_generation(
         InvalidRequest: A prompt is empty or leaves no room, or the model cannot obey a parameter.
     """
     n = request.n or 1
+    _check(request, model, max_tokens)
+    rooms = [_room_tokens(prompt.token_ids, model.max_model_len_tokens, param) for prompt in prompts]
+    # The engine always draws a token; where none is wanted, the first one is dropped.
+    limit = None if max_tokens is None else max(1, max_tokens)
+    sampling = [_sampling(request, model, min(room, limit or room), scores) for room in rooms]
+    return Generation(
+        prompts=tuple(prompt for prompt in prompts for _ in range(n)),
+        sampling=tuple(_seeded(each, choice) for each in sampling for choice in range(n)),
+        choices=n,
+        stops=tuple(request.stop or ()),
+        continues=continues,
+        scores_only=max_tokens == 0,
+        include_stop=bool(request.include_stop_str_in_output),
+        skip_special_tokens=request.skip_special_tokens is not False,
+    )
+
+
+def _check(request: GenerationRequest, model: ServedModel, max_tokens: int | None) -> None:
     _check_token_ids(request.logit_bias or (), "logit_bias", model.vocab_size)
     _check_token_ids(request.allowed_token_ids or (), "allowed_token_ids", model.vocab_size)
     if max_tokens is not None and (request.min_tokens or 0) > max_tokens:
@@ -46,16 +78,6 @@ def plan_generation(
             f"min_tokens is {request.min_tokens} but the answer ends after {max_tokens} tokens: ask for fewer",
             param="min_tokens",
         )
-    rooms = [_room_tokens(prompt, model.max_model_len_tokens, param) for prompt in prompts]
-    return Generation(
-        prompts=tuple(prompt for prompt in prompts for _ in range(n)),
-        sampling=tuple(
-            _sampling(request, model, min(room, max_tokens or room), choice) for room in rooms for choice in range(n)
-        ),
-        stops=tuple(request.stop or ()),
-        prompt_tokens=sum(map(len, prompts)),
-        continues=continues,
-    )
 
 
 def _room_tokens(prompt: tuple[int, ...], max_model_len_tokens: int, param: str) -> int:
@@ -78,7 +100,7 @@ def _check_token_ids(token_ids: Iterable[int], param: str, vocab_size: int) -> N
         raise InvalidRequest(f"token id {wrong} is not in [0, {vocab_size})", param=param)
 
 
-def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, choice: int) -> SamplingParams:
+def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, scores: Scores) -> SamplingParams:
     own_stops = () if request.ignore_eos else model.stop_token_ids
     return SamplingParams(
         max_tokens=max_tokens,
@@ -91,8 +113,35 @@ def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, c
         repetition_penalty=request.repetition_penalty or 1.0,
         logit_bias=tuple((request.logit_bias or {}).items()),
         allowed_token_ids=tuple(request.allowed_token_ids or ()),
-        # Each choice of a seeded request has its own draws, and the same ones every time.
-        seed=None if request.seed is None else (request.seed + choice) & _MAX_SEED,
+        bad_words=tuple(_bad_words(request.bad_words or (), model)),
+        seed=request.seed,
         min_tokens=min(request.min_tokens or 0, max_tokens),
         stop_token_ids=own_stops + tuple(request.stop_token_ids or ()),
+        logprobs=scores.answer,
+        prompt_logprobs=scores.prompt,
     )
+
+
+def _seeded(sampling: SamplingParams, choice: int) -> SamplingParams:
+    """Each choice of a seeded request has its own draws, and the same ones every time."""
+    if sampling.seed is None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + choice) & _MAX_SEED)
+
+
+def _bad_words(words: Iterable[str], model: ServedModel) -> Iterator[tuple[int, ...]]:
+    """The token ids of each word as it begins a text and, where that is another first token, behind a space.
+
+    Raises:
+        InvalidRequest: A word has no tokens, or one that the model cannot make.
+    """
+    for word in words:
+        bare = model.text.encode(word.lstrip(), add_special_tokens=False)
+        spaced = model.text.encode(" " + word.lstrip(), add_special_tokens=False)
+        if not bare:
+            raise InvalidRequest(f"the bad word {word!r} has no tokens", param="bad_words")
+        _check_token_ids((*bare, *spaced), "bad_words", model.vocab_size)
+        yield bare
+        # Of another length, the space is a token of its own and the word behind it is `bare` again.
+        if spaced[0] != bare[0] and len(spaced) == len(bare):
+            yield spaced

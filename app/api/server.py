@@ -15,6 +15,7 @@ from app.api.chat import chat_routes
 from app.api.completions import completion_routes
 from app.api.middleware import Admission, RequestIds
 from app.api.models import model_routes
+from app.api.tokenizer import tokenizer_routes
 from app.service import Service
 
 
@@ -38,7 +39,7 @@ class ApiOptions:
 def create_app(service: Service, options: ApiOptions) -> FastAPI:
     """The API behind `app.api.front`; it answers with refusals before there is a model."""
     app = FastAPI(title="Coldstream", redoc_url=None)
-    for routes in (model_routes, completion_routes, chat_routes):
+    for routes in (model_routes, completion_routes, chat_routes, tokenizer_routes):
         app.include_router(routes(service))
     errors.install(app)
     # The last one added is the first one passed.

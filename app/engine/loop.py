@@ -117,10 +117,13 @@ class Loop:
             )
             return None
         prompt_logprobs = _prompt_logprobs(sequence)
+        cached_tokens = None if sequence.generated_tokens else sequence.cached_tokens
         finish_reason = sequence.append(drawn.token_id)
         if finish_reason is not None:
             self._scheduler.finish(sequence)
-        return TokenOutput(sequence.request_id, drawn.token_id, finish_reason, drawn.logprobs, prompt_logprobs)
+        return TokenOutput(
+            sequence.request_id, drawn.token_id, finish_reason, drawn.logprobs, prompt_logprobs, cached_tokens
+        )
 
     def _fail(self, sequence: Sequence, message: str) -> None:
         self._scheduler.discard(sequence)

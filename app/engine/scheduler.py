@@ -145,6 +145,8 @@ class Scheduler:
             self._blocks.share(block)
         sequence.block_ids = shared
         sequence.computed_tokens = len(shared) * self._block_size_tokens
+        if sequence.cached_tokens is None:  # one that was preempted may find its own
+            sequence.cached_tokens = sequence.computed_tokens
         return self._grow(sequence)
 
     def _shared_blocks(self, sequence: Sequence) -> list[int]:

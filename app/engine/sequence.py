@@ -16,7 +16,8 @@ class Sequence:
     """A prompt and what was generated after it.
 
     The keys and values of the first `computed_tokens` tokens are in the cache, in `block_ids`. Of the prompt's
-    tokens but the first, so many have their `prompt_logprobs`, if they were asked for.
+    tokens but the first, so many have their `prompt_logprobs`, if they were asked for. `cached_tokens` were in the
+    cache when the sequence first ran; None before that.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     computed_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cached_tokens: int | None = None
 
     @property
     def generated_tokens(self) -> int:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,6 +21,9 @@ from app.errors import InvalidRequest
 from streaming.errors import CheckpointError
 
 Message = Mapping[str, Any]
+
+# Behind the text of a message that is gone on with, as transformers has it: if its space is gone, the template trims.
+_FINAL_MESSAGE_END = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 class ChatTemplate:
@@ -37,6 +40,7 @@ class ChatTemplate:
     def __init__(self, templates: Mapping[str, str], variables: Mapping[str, str]):
         environment = _environment()
         self._variables = dict(variables)
+        self._sources = dict(templates)
         self._templates = {name: _compile(environment, name, source) for name, source in templates.items()}
 
     def render(
@@ -44,36 +48,52 @@ class ChatTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool,
+        continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt that these messages make.
 
         Args:
             messages: At least one; keys whose value is None are dropped, as templates expect.
             add_generation_prompt: Whether to end with the head of the assistant's next message.
+            continue_final_message: Whether to end with the text of the last message, which is to be gone on with.
             tools: JSON schemas of functions, for templates that know them.
+            variables: What else the template is to see.
 
         Raises:
-            InvalidRequest: There is no template, or it refuses these messages.
+            InvalidRequest: There is no template, it refuses these messages or knows no tools, or a variable has the name
+                of one that every template sees.
         """
-        template = self._choose(has_tools=tools is not None)
+        name = self._choose(has_tools=tools is not None)
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        if continue_final_message:
+            present[-1]["content"] += _FINAL_MESSAGE_END
+        given = {
+            **self._variables,
+            "messages": present,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        if taken := sorted(given.keys() & (variables or {}).keys()):
+            raise InvalidRequest(f"the template's variable {taken[0]!r} cannot be given", param="chat_template_kwargs")
         try:
-            return template.render(
-                messages=present,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-            )
+            prompt = self._templates[name].render(given | dict(variables or {}))
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as exc:
             raise InvalidRequest(f"the model's chat template refuses these messages: {exc}", param="messages") from exc
+        return _up_to_final_message(prompt) if continue_final_message else prompt
 
-    def _choose(self, *, has_tools: bool) -> jinja2.Template:
+    def _choose(self, *, has_tools: bool) -> str:
+        """The name of the template to use."""
         for name in ("tool_use", "default") if has_tools else ("default",):
             if name in self._templates:
-                return self._templates[name]
-        raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
+                break
+        else:
+            raise InvalidRequest("this model has no chat template: use /v1/completions", param="messages")
+        if has_tools and "tools" not in meta.find_undeclared_variables(_environment().parse(self._sources[name])):
+            raise InvalidRequest("the model's chat template knows no tools: leave them out", param="tools")
+        return name
 
 
 def read_templates(template_file: bytes | None, config: Mapping[str, Any]) -> dict[str, str]:
@@ -84,6 +104,18 @@ def read_templates(template_file: bytes | None, config: Mapping[str, Any]) -> di
     if isinstance(in_config, str):
         return {"default": in_config}
     return {named["name"]: named["template"] for named in in_config or ()}
+
+
+def _up_to_final_message(prompt: str) -> str:
+    """The prompt up to the mark at the end of its last message; where the template trims messages, trimmed.
+
+    Raises:
+        InvalidRequest: The template does not show the message.
+    """
+    end = prompt.rfind(_FINAL_MESSAGE_END.strip())
+    if end < 0:
+        raise InvalidRequest("the model's chat template hides the final message", param="continue_final_message")
+    return prompt[:end] if prompt.startswith(_FINAL_MESSAGE_END, end) else prompt[:end].rstrip()
 
 
 class _GenerationBlocks(Extension):

@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 
 # What an incomplete UTF-8 sequence decodes to.
 _REPLACEMENT = "\ufffd"
-# One byte of a character that the vocabulary lacks (SentencePiece's byte fallback).
 _CONTEXT_TOKENS = 6
+# Longer runs of byte tokens are not split among their tokens: that would take quadratic time.
+_SPLIT_TOKENS = 16
+# One byte of a character that the vocabulary lacks (SentencePiece's byte fallback).
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -36,11 +38,18 @@ class Detokenizer:
         self._special_ids = special_ids
         self._context = self._whole_text_of(after[-_CONTEXT_TOKENS:])  # then of the last piece that was given out
         self._pending: list[int] = []
+        self._untold: list[bool] = []  # the tokens since the first pending one: whether it has text
+        self._told: list[str] = []
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; empty while a character is incomplete."""
         token = self._tokenizer.id_to_token(token_id)
-        if token is None or token_id in self._special_ids:
+        has_text = token is not None and token_id not in self._special_ids
+        if not has_text and not self._pending:
+            self._told.append("")
+            return ""
+        self._untold.append(has_text)
+        if token is None or not has_text:
             return ""
         self._pending.append(token_id)
         # One bad byte turns its whole run of byte tokens into replacement characters, so the run's text
@@ -50,14 +59,43 @@ class Detokenizer:
         text = self._pending_text()
         if not text or text.endswith(_REPLACEMENT):
             return ""
+        self._tell(text)
         self._context, self._pending = self._pending, []
         return text
 
     def flush(self) -> str:
         """The rest, now that no token follows; an incomplete character shows as U+FFFD."""
         text = self._pending_text() if self._pending else ""
+        self._tell(text)
         self._context, self._pending = self._context + self._pending, []
         return text
+
+    def take_token_texts(self) -> list[str]:
+        """The text of each token that became certain since the last call; together, what was given out since then.
+
+        A character belongs to the token that completes it.
+        """
+        told, self._told = self._told, []
+        return told
+
+    def _tell(self, text: str) -> None:
+        texts = iter(self._split(text))
+        self._told += [next(texts) if has_text else "" for has_text in self._untold]
+        self._untold = []
+
+    def _split(self, text: str) -> list[str]:
+        """The text of each pending token."""
+        texts: list[str] = []
+        start = 0
+        given = len(self._decode(self._context)) if len(self._pending) > 1 else 0
+        for count in range(1, len(self._pending)):
+            end = start
+            if len(self._pending) <= _SPLIT_TOKENS:
+                so_far = self._decode(self._context + self._pending[:count])[given:]
+                end = max(start, _common_chars(so_far, text))
+            texts.append(text[start:end])
+            start = end
+        return [*texts, text[start:]]
 
     def _whole_text_of(self, token_ids: Sequence[int]) -> list[int]:
         """The tokens that have text; none at all if it may end within a character."""
@@ -72,3 +110,9 @@ class Detokenizer:
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False) if token_ids else ""
+
+
+def _common_chars(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))

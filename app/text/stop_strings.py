@@ -12,11 +12,12 @@ class StopStrings:
     """One text's stop strings.
 
     The stop string that is complete first ends the text (the longest, if several are complete at the
-    same character); neither it nor anything behind it is given out.
+    same character). Nothing behind it is given out, and it itself only with `include`.
     """
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], *, include: bool = False):
         self._stops = tuple(stops)
+        self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
 
@@ -39,7 +40,7 @@ class StopStrings:
     def _cut(self, text: str) -> int | None:
         matches = ((start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0)
         first = min(matches, default=None)
-        return None if first is None else first[1]
+        return None if first is None else first[0 if self._include else 1]
 
     def _possible_start_chars(self, text: str) -> int:
         """How many of the text's last characters may be the beginning of a stop string."""

@@ -95,6 +95,101 @@ def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir, prompt
         assert texts[number] == expected
 
 
+def log_probabilities(model_dir, token_ids: list[int]):
+    """The log_softmax (tokens, vocabulary) that transformers computes in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
+def test_logprobs_of_prompt_and_answer_equal_transformers(server: Server, demo_model_dir, streamed):
+    """Echo with logprobs, read by the official client: every token's own and its alternatives are log_softmax's."""
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        wish = {"model": "m", "prompt": PROMPTS[19], "max_tokens": 6, "temperature": 0, "logprobs": 4, "echo": True}
+        answer = client.completions.create(**wish, stream=streamed, extra_body={"return_token_ids": True})
+        parts = [part.choices[0] for part in answer] if streamed else [answer.choices[0]]
+    text = "".join(part.text for part in parts)
+    lists = [part.logprobs for part in parts if part.logprobs]
+    tokens, scores, tops, offsets = (
+        [value for each in lists for value in getattr(each, name)]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    )
+    generated = [token_id for part in parts for token_id in part.token_ids]
+    token_ids = [*parts[0].prompt_token_ids, *generated]
+    assert text.startswith(PROMPTS[19])
+    assert "".join(tokens) == text
+    assert offsets == [len("".join(tokens[:at])) for at in range(len(tokens))]
+    assert len(tokens) == len(token_ids)
+    assert (scores[0], tops[0]) == (None, None)
+    expected = log_probabilities(demo_model_dir, token_ids)
+    for at in range(1, len(token_ids)):
+        row = expected[at - 1]
+        assert scores[at] == pytest.approx(row[token_ids[at]].item(), abs=1e-3)
+        assert tops[at][tokens[at]] == scores[at]
+        assert sorted(tops[at].values(), reverse=True)[:4] == pytest.approx(row.topk(4).values.tolist(), abs=1e-3)
+    assert all(score == max(top.values()) for score, top in zip(scores[-6:], tops[-6:], strict=True))
+
+
+def test_a_prompt_is_scored_without_an_answer(server: Server, demo_model_dir):
+    """Token id lists with echo and max_tokens 0, as evaluation harnesses score them, give the prompts' logprobs alone."""
+    prompts = [[504, 3575, 282, 4649], [1, 2, 3]]
+    answer = server.complete(prompts, max_tokens=0, echo=True, logprobs=1, prompt_logprobs=2)  # type: ignore[arg-type]
+    assert answer["usage"]["completion_tokens"] == 0
+    for choice, prompt in zip(answer["choices"], prompts, strict=True):
+        expected = log_probabilities(demo_model_dir, prompt)
+        own = [expected[at - 1, prompt[at]].item() for at in range(1, len(prompt))]
+        assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(score, abs=1e-3) for score in own)]
+        entries = zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
+        scored = [entry[str(token_id)]["logprob"] for entry, token_id in entries]
+        assert scored == choice["logprobs"]["token_logprobs"][1:]
+
+
+def test_a_chats_logprobs_equal_transformers(server: Server, demo_model_dir):
+    """The official client reads a chat's logprobs, which are log_softmax's, with the bytes of the message."""
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "Say hello in French."}],
+            temperature=0,
+            max_tokens=8,
+            logprobs=True,
+            top_logprobs=3,
+            extra_body={"return_token_ids": True},
+        )
+    (choice,) = answer.choices
+    content = choice.logprobs.content
+    assert bytes(byte for entry in content for byte in entry.bytes).decode() == choice.message.content
+    expected = log_probabilities(demo_model_dir, [*answer.prompt_token_ids, *choice.token_ids])
+    for entry, token_id, row in zip(
+        content, choice.token_ids, expected[len(answer.prompt_token_ids) - 1 :], strict=False
+    ):
+        assert entry.logprob == pytest.approx(row[token_id].item(), abs=1e-3)
+        assert [each.logprob for each in entry.top_logprobs] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+        assert entry.top_logprobs[0].token == entry.token or entry.token == ""
+
+
+def test_a_bad_word_never_comes(server: Server):
+    """The word that the model would say next is not said, neither with its space nor without."""
+    said = server.complete(PROMPTS[0], max_tokens=8)["choices"][0]["text"]
+    word = said.split()[0].strip(".,")
+    instead = server.complete(PROMPTS[0], max_tokens=8, bad_words=[word])["choices"][0]["text"]
+    assert word in said
+    assert word not in instead
+
+
+def test_a_prompt_that_was_computed_is_reported_as_cached(server: Server):
+    """Of an equal prompt the second request computes only what does not fill a block."""
+    prompt = "A sentence that is repeated to fill blocks. " * 8
+    first, second = (server.complete(prompt, max_tokens=1)["usage"] for _ in range(2))
+    assert first["prompt_tokens_details"]["cached_tokens"] == 0
+    cached_tokens = second["prompt_tokens_details"]["cached_tokens"]
+    assert second["prompt_tokens"] - 17 <= cached_tokens < second["prompt_tokens"]
+
+
 def test_two_streams_interleave_token_by_token(server: Server):
     """Two streamed requests sent together advance together."""
     arrivals: list[str] = []

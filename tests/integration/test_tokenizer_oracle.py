@@ -227,3 +227,13 @@ def test_chat_prompts_are_equal(both, messages, add_generation_prompt):
     prompt = ours.render_chat(messages, **options)
     assert prompt == expected
     assert list(ours.encode(prompt, False)) == oracle.apply_chat_template(messages, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("last", ["Once upon", "ends in space  ", "  begins", "e", "\n", "<|im_end|>"])
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_continued_chats_are_equal(both, role, last):
+    """A chat whose final message is gone on with ends where transformers ends it."""
+    ours, oracle = both
+    messages = [{"role": "user", "content": "Hi there, he"}, {"role": role, "content": last}]
+    expected = oracle.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert ours.render_chat(messages, add_generation_prompt=False, continue_final_message=True) == expected

@@ -17,7 +17,7 @@ from app.api.front import Front
 from app.api.server import ApiOptions, create_app
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
-from app.messages import Abort, RequestFailed, StepOutput, Submit, TokenOutput
+from app.messages import Abort, RequestFailed, StepOutput, Submit, TokenLogprobs, TokenOutput
 from app.service import ServedModel, Service
 from app.telemetry.ledger import Ledger
 from app.text.text_model import TextModel
@@ -64,7 +64,7 @@ class ScriptedEngine:
     """Answers every Submit with its script: token ids, "hang", barriers to wait at, other strings as failures.
 
     It honours max_tokens and stop_token_ids, as the real engine does; a script that runs out ends with
-    "length".
+    "length". It scores tokens by `scored` and finds the first half of every prompt in its cache.
     """
 
     client: EngineClient
@@ -99,9 +99,25 @@ class ScriptedEngine:
             finish = "stop" if item in submit.sampling.stop_token_ids else None
             if finish is None and position == len(items) - 1:
                 finish = "length"
-            self.client.deliver(StepOutput((TokenOutput(submit.request_id, item, finish),)))
+            self.client.deliver(StepOutput((_output(submit, item, finish, first=position == 0),)))
             if finish is not None:
                 return
+
+
+def scored(token_id: int, count: int, vocab_size: int = 258) -> TokenLogprobs:
+    """What the scripted engine thinks of a token: the likeliest is the token itself, then come the ids behind it."""
+    top = [(token_id + step) % vocab_size for step in range(count)]
+    return TokenLogprobs(-0.25, 1, tuple(top), tuple(-0.25 - step for step in range(count)))
+
+
+def _output(submit: Submit, token_id: int, finish: str | None, *, first: bool) -> TokenOutput:
+    sampling = submit.sampling
+    prompt_logprobs = None
+    if first and sampling.prompt_logprobs is not None:
+        prompt_logprobs = tuple(scored(each, sampling.prompt_logprobs) for each in submit.prompt_token_ids[1:])
+    logprobs = None if sampling.logprobs is None else scored(token_id, sampling.logprobs)
+    cached_tokens = len(submit.prompt_token_ids) // 2 if first else None
+    return TokenOutput(submit.request_id, token_id, finish, logprobs, prompt_logprobs, cached_tokens)
 
 
 @dataclass
@@ -152,6 +168,7 @@ def serve(
         vocab_size=text.vocab_size,
         stop_token_ids=(EOS,),
         created_s=1_700_000_000,
+        dtype="float32",
     )
     front = Front(service)
     front.serve_with(create_app(service, options or ApiOptions()))
@@ -180,3 +197,13 @@ def events(body: str) -> list[str]:
     assert frames.pop() == ""
     assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
     return [frame.removeprefix("data: ") for frame in frames]
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, object]:
+    """The usage object of an answer."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }

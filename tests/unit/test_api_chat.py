@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.unit.scripted_engine import MAX_MODEL_LEN, events, serve
+from app.api.models import system_fingerprint
+from tests.unit.scripted_engine import MAX_MODEL_LEN, events, serve, usage
 
 PATH = "/v1/chat/completions"
 BODY = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
@@ -30,7 +31,8 @@ async def test_an_answer_has_openais_shape():
                 "logprobs": None,
             }
         ],
-        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 6, "total_tokens": prompt_tokens + 6},
+        "system_fingerprint": system_fingerprint("toy", "float32"),
+        "usage": usage(prompt_tokens, 6, prompt_tokens // 2),
     }
 
 

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from app.api.models import system_fingerprint
 from app.messages import SamplingParams
-from tests.unit.scripted_engine import BOS, EOS, HANG, MAX_MODEL_LEN, events, serve
+from tests.unit.scripted_engine import BOS, EOS, HANG, MAX_MODEL_LEN, events, serve, usage
 
 BODY = {"model": "toy", "prompt": "hi"}
 
@@ -24,7 +25,8 @@ async def test_an_answer_has_openais_shape():
         "object": "text_completion",
         "model": "toy",
         "choices": [{"index": 0, "text": "hello", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9},
+        "system_fingerprint": system_fingerprint("toy", "float32"),
+        "usage": usage(3, 6, 1),
     }
 
 
@@ -64,7 +66,7 @@ async def test_choices_are_prompt_major_and_seeds_differ_per_choice():
         decode([prompts[1][0], 40]),
         decode([prompts[1][0], 41]),
     ]
-    assert response.json()["usage"] == {"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10}
+    assert response.json()["usage"] == usage(2, 8, 0)
 
 
 async def test_sampling_parameters_reach_the_engine():
@@ -180,7 +182,7 @@ async def test_usage_is_a_last_chunk_without_choices():
     *chunks, last = (json.loads(chunk) for chunk in events(response.text)[:-1])
     assert [chunk["usage"] for chunk in chunks] == [None] * 3
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert last["usage"] == usage(3, 3, 1)
 
 
 async def test_continuous_usage_counts_up():

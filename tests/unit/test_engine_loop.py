@@ -150,6 +150,14 @@ def test_logprobs_travel_with_their_token_and_the_prompts_with_the_first():
     ]
 
 
+def test_what_was_cached_is_told_with_the_first_token():
+    """The first token of a sequence says how much of its prompt another one had computed; later ones say nothing."""
+    prompt = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    heard = serve(Server([submit("a", prompt)], [submit("b", prompt)]), ones)
+    told = [(token.request_id, token.cached_tokens) for message in heard for token in message.tokens]
+    assert sorted(told, key=str) == [("a", 0), ("a", None), ("b", 8), ("b", None)]
+
+
 def test_an_aborted_sequence_is_never_heard_of_again():
     """An abort ends a sequence between two steps; an unknown id is nothing."""
     heard = serve(Server([submit("a", max_tokens=50)], [Abort("a"), Abort("nobody")]), ones)

@@ -158,6 +158,21 @@ def test_what_cannot_be_trusted_is_not_shared():
     assert step(scheduler) == [("next", 0, 12)]
 
 
+def test_what_a_preempted_sequence_finds_of_its_own_is_not_counted_as_cached():
+    """cached_tokens are those of the first admission, whatever is shared later."""
+    scheduler, _ = make(prefix_caching=True)
+    first, second = sequence("first", 9), sequence("second", 9)
+    for one in (first, second):
+        assert one.cached_tokens is None
+        scheduler.submit(one)
+        step(scheduler)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 8)
+    scheduler.finish(second)
+    scheduler._preempt_youngest()
+    assert step(scheduler) == [("first", 8, 11)]
+    assert first.cached_tokens == 0
+
+
 def test_the_longest_unused_content_is_given_up_first():
     """Of two idle prefixes the older one makes room, its end before its beginning."""
     scheduler, _ = make(num_blocks=6, prefix_caching=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from app.text.detokenizer import Detokenizer
+from app.text.stop_strings import StopStrings
 from app.text.token_text import TokenText
 from tests.unit.scripted_engine import byte_tokenizer
 
@@ -147,8 +148,12 @@ def test_the_token_that_stopped_a_sequence_has_no_text():
     """With the reason "stop" the last token is the stop token, which is not shown."""
     tokenizer = TOKENIZERS["bytes"]
     ids = tokenizer.encode("abc", add_special_tokens=False).ids
-    assert finish(TokenText(detokenizer(tokenizer), []), ids, "stop") == [("a", None), ("b", None), ("", "stop")]
-    assert finish(TokenText(detokenizer(tokenizer), []), ids, "length")[-1] == ("c", "length")
+    assert finish(TokenText(detokenizer(tokenizer), []), ids, "stop") == [
+        (("a",), None),
+        (("b",), None),
+        (("",), "stop"),
+    ]
+    assert finish(TokenText(detokenizer(tokenizer), []), ids, "length")[-1] == (("c",), "length")
 
 
 def test_the_end_gives_out_what_was_held_back():
@@ -156,15 +161,19 @@ def test_the_end_gives_out_what_was_held_back():
     tokenizer = TOKENIZERS["bytes"]
     ids = tokenizer.encode("ab🙂", add_special_tokens=False).ids[:-1]
     shown = finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length")
-    assert "".join(text for text, _ in shown) == "ab\ufffd"
-    assert shown[1] == ("", None)
+    assert "".join(text for texts, _ in shown for text in texts) == "ab\ufffd"
+    assert shown[1] == ((), None)
 
 
 def test_a_stop_string_in_the_last_piece_is_a_stop():
     """A stop string that completes with the last token wins over "length"."""
     tokenizer = TOKENIZERS["bytes"]
     ids = tokenizer.encode("abc", add_special_tokens=False).ids
-    assert finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length") == [("a", None), ("", None), ("", "stop")]
+    assert finish(TokenText(detokenizer(tokenizer), ["bc"]), ids, "length") == [
+        (("a",), None),
+        ((), None),
+        ((), "stop"),
+    ]
 
 
 def test_text_that_goes_on_from_a_prompt_keeps_its_first_space():
@@ -186,3 +195,70 @@ def test_a_prompt_that_ends_within_a_character_is_no_context():
     behind = Detokenizer(tokenizer, frozenset(), after=(first,))
     ids = tokenizer.encode("ok", add_special_tokens=False).ids
     assert "".join(map(behind.push, ids)) == "ok"
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(data=st.data())
+def test_every_token_has_its_part_of_the_text(name, data):
+    """For any ids there is one text per token, and together they are what was given out, piece by piece."""
+    tokenizer = TOKENIZERS[name]
+    token_ids = data.draw(st.lists(st.integers(0, tokenizer.get_vocab_size() + 2), max_size=40))
+    growing = detokenizer(tokenizer)
+    told = []
+    for token_id in token_ids:
+        piece = growing.push(token_id)
+        texts = growing.take_token_texts()
+        assert "".join(texts) == piece
+        told += texts
+    piece = growing.flush()
+    told += (texts := growing.take_token_texts())
+    assert "".join(texts) == piece
+    assert len(told) == len(token_ids)
+
+
+def test_a_character_is_the_text_of_the_token_that_completes_it():
+    """The first bytes of a character have no text; byte tokens do not lose theirs to the token behind them."""
+    for name, text, expected in (
+        ("bytes", "a\u00e9b", ["a", "", "\u00e9", "b"]),
+        ("sentencepiece", "\u00fcw", ["", "", "\u00fc", "w"]),
+    ):
+        tokenizer = TOKENIZERS[name]
+        growing = detokenizer(tokenizer)
+        for token_id in tokenizer.encode(text, add_special_tokens=False).ids:
+            growing.push(token_id)
+        growing.flush()
+        assert growing.take_token_texts() == expected
+
+
+@given(
+    text=st.text(alphabet="ab.\u00e9", max_size=20),
+    stops=st.lists(st.text(alphabet="ab.\u00e9", min_size=1, max_size=4), max_size=3),
+    include=st.booleans(),
+    reason=st.sampled_from(["stop", "length"]),
+)
+def test_shown_tokens_are_the_text_that_stop_strings_leave(text, stops, include, reason):
+    """Whatever the stop strings cut or hold back, the shown tokens' texts are the cut text, a prefix of the tokens."""
+    tokenizer = TOKENIZERS["bytes"]
+    ids = [*tokenizer.encode(text, add_special_tokens=False).ids, 257]
+    whole = StopStrings(stops, include=include)
+    expected, stopped = whole.push(text)
+    expected += "" if stopped else whole.flush()
+    shown: list[str] = []
+    token_text = TokenText(detokenizer(tokenizer), stops, include_stop=include)
+    for at, token_id in enumerate(ids):
+        texts, ended = token_text.push(token_id, reason if at == len(ids) - 1 else None)
+        shown += texts
+        if ended is not None:
+            break
+    assert "".join(shown) == expected
+    assert ended == ("stop" if stopped else reason)
+    assert len(shown) <= len(ids)
+    assert stopped or len(shown) == len(ids)
+
+
+def test_a_stop_token_shows_its_text_only_if_stops_are_included():
+    """A stop token that is a word is hidden, or shown with include_stop."""
+    tokenizer = TOKENIZERS["bytes"]
+    ids = tokenizer.encode("ab", add_special_tokens=False).ids
+    shown = finish(TokenText(detokenizer(tokenizer), [], include_stop=True), ids, "stop")
+    assert shown == [(("a",), None), (("b",), "stop")]

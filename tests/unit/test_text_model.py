@@ -85,6 +85,12 @@ def test_the_template_file_wins_over_the_config():
     assert render(None, config={"chat_template": "from config"}) == "from config"
 
 
+def test_the_config_is_shown_with_what_other_files_hold():
+    """Special tokens and the template are in the config, whichever file they came from."""
+    text = model({"chat_template": "old"}, "from file", {"bos_token": "<z>"})
+    assert text.config == {"chat_template": "from file", "bos_token": "<z>"}
+
+
 def test_of_several_templates_the_default_is_used_unless_there_are_tools():
     """Named templates: "default", and "tool_use" once tools are given."""
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools | length }} tools"}]
