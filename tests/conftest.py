@@ -14,6 +14,10 @@ from tools.azurite import SETTINGS_PREFIXES, Azurite
 from tools.azurite import azurite as run_azurite
 from tools.demo_model import ensure_demo_model
 
+# Read once, when anybody first imports triton: where there is no GPU, its interpreter runs the kernels.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:

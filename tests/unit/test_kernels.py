@@ -1,10 +1,6 @@
-"""The GPU's kernels, run by Triton's interpreter on the CPU; `tests/gpu` runs the same on a GPU."""
+"""The GPU's kernels, run by Triton's interpreter on the CPU (`conftest.py` asks for it); `tests/gpu` runs them on a GPU."""
 
 from __future__ import annotations
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is imported
 
 import pytest
 import torch
