@@ -95,6 +95,12 @@ def _bound(packed: PackedModel, arena: torch.Tensor, max_model_len_tokens: int |
     return model
 
 
+def logits_error(engine: Engine, packed: PackedModel, prompt: list[int]) -> float:
+    """The largest difference of the engine's logits to the reference's, over the largest of those."""
+    expected = reference_logits(packed, prompt).float()
+    return float((engine.logits(prompt).float() - expected).abs().max() / expected.abs().max())
+
+
 def reference_logits(packed: PackedModel, prompt: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return packed.reference(torch.tensor([prompt])).logits[0, -1]

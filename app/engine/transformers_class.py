@@ -23,6 +23,7 @@ from transformers.initialization import no_init_weights
 
 from app.engine.skeleton import TORCH_DTYPES
 from app.engine.transformers_attention import IMPLEMENTATION
+from app.model_support import architecture
 from streaming.errors import ModelUnsupported
 
 # What hub configs carry beside the fields of their class without changing a logit: older names of fields that the
@@ -81,7 +82,7 @@ def _config(values: Mapping[str, Any]) -> PretrainedConfig:
     model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise ModelUnsupported(
-            f"architecture {_architecture(values)!r} (model_type {model_type!r}) is unknown to transformers "
+            f"architecture {architecture(values)!r} (model_type {model_type!r}) is unknown to transformers "
             f"{transformers.__version__}, too"
         )
     config_class = CONFIG_MAPPING[model_type]
@@ -96,13 +97,8 @@ def _config(values: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def _architecture(values: Mapping[str, Any]) -> str:
-    architectures = values.get("architectures")
-    return str(architectures[0]) if isinstance(architectures, list) and architectures else "(none)"
-
-
 def _model_class(values: Mapping[str, Any], config: PretrainedConfig) -> type[PreTrainedModel]:
-    name = _architecture(values)
+    name = architecture(values)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if config.is_encoder_decoder:
         raise ModelUnsupported(f"architecture {name!r} is an encoder with a decoder, which is not served")
@@ -118,7 +114,7 @@ def _model_class(values: Mapping[str, Any], config: PretrainedConfig) -> type[Pr
 
 
 def _check_config(values: Mapping[str, Any], config: PretrainedConfig) -> None:
-    name = _architecture(values)
+    name = architecture(values)
     if config.sub_configs:
         raise ModelUnsupported(
             f"{name} is made of several models ({', '.join(config.sub_configs)}): only text is served"

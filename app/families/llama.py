@@ -44,6 +44,7 @@ def contradiction(config: Config) -> str:
 def decoder_config(
     config: Config,
     *,
+    sliding_window: int | None = None,
     layers: Sequence[LayerConfig] | None = None,
     qkv_bias: bool = False,
     output_bias: bool = False,
@@ -51,7 +52,7 @@ def decoder_config(
     head_norms: bool = False,
     default_theta: float = 10_000.0,
 ) -> DecoderConfig:
-    """A Llama of the config's shapes with these differences; without `layers`, all see everything and are dense."""
+    """A Llama of the config's shapes with these differences; without `layers`, all are dense and have the same window."""
     heads = config["num_attention_heads"]
     return DecoderConfig(
         vocab_size=config["vocab_size"],
@@ -68,7 +69,7 @@ def decoder_config(
         mlp_bias=mlp_bias,
         head_norms=head_norms,
         rope=rope_config(config, head_dim(config), default_theta=default_theta),
-        layers=tuple(layers or (LayerConfig(),) * config["num_hidden_layers"]),
+        layers=tuple(layers or (LayerConfig(sliding_window),) * config["num_hidden_layers"]),
     )
 
 
@@ -81,8 +82,7 @@ def _llama(config: Config) -> DecoderConfig:
 
 def _mistral(config: Config) -> DecoderConfig:
     # The window is there unless it is switched off: that is what a config without the field meant.
-    layer = LayerConfig(sliding_window=config.get("sliding_window", 4096))
-    return decoder_config(config, layers=(layer,) * config["num_hidden_layers"])
+    return decoder_config(config, sliding_window=config.get("sliding_window", 4096))
 
 
 LLAMA = Family(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.families.checks import COMMON_FIELDS, COMMON_REQUIRED, Config, above_zero, anything, only, optional_positive
-from app.families.decoder_config import DecoderConfig, LayerConfig
+from app.families.decoder_config import DecoderConfig
 from app.families.family import Family, Naming
 from app.families.llama import contradiction, decoder_config
 from app.families.rope import rope_check
@@ -37,8 +37,7 @@ def _contradiction(config: Config) -> str:
 
 
 def _decoder(config: Config) -> DecoderConfig:
-    layer = LayerConfig(sliding_window=config.get("sliding_window"))
-    return decoder_config(config, layers=(layer,) * config["num_hidden_layers"])
+    return decoder_config(config, sliding_window=config.get("sliding_window"))
 
 
 PHI3 = Family(

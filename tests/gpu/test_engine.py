@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.engine.skeleton import bind, build_skeleton
-from tests.decoding import PROMPTS, Engine, reference_logits, reference_tokens
+from tests.decoding import PROMPTS, Engine, logits_error, reference_tokens
 from tests.integration.packed_class import VARIANTS as CLASSES
 from tests.integration.packed_class import packed_class
 from tests.integration.packed_model import VARIANTS, packed_model, packed_variant
@@ -43,8 +43,7 @@ def test_logits_and_tokens_are_transformers(variant):
     packed = packed_variant(variant)
     engine = Engine(packed, device=GPU)
     for prompt in PROMPTS:
-        expected = reference_logits(packed, prompt)
-        assert (engine.logits(prompt) - expected).abs().max() / expected.abs().max() < 1e-3
+        assert logits_error(engine, packed, prompt) < 1e-3
     expected_tokens = [reference_tokens(packed, prompt) for prompt in PROMPTS]
     assert [engine.generate([prompt])[0] for prompt in PROMPTS] == expected_tokens
     assert engine.generate(PROMPTS) == expected_tokens
@@ -57,8 +56,7 @@ def test_classes_of_transformers_are_themselves(variant):
     engine = Engine(packed, device=GPU)
     assert not engine.runner.uses_graphs
     for prompt in PROMPTS:
-        expected = reference_logits(packed, prompt)
-        assert (engine.logits(prompt) - expected).abs().max() / expected.abs().max() < 1e-3
+        assert logits_error(engine, packed, prompt) < 1e-3
     assert engine.generate(PROMPTS) == [reference_tokens(packed, prompt) for prompt in PROMPTS]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from app.engine.transformers_skeleton import bound_transformers_model
 from streaming.errors import CheckpointError
-from tests.decoding import PROMPTS, Engine, decode_step_logits, reference_logits, reference_tokens
+from tests.decoding import PROMPTS, Engine, decode_step_logits, logits_error, reference_tokens
 from tests.integration.packed_class import VARIANTS, packed_class
 
 
@@ -16,9 +16,7 @@ def test_logits_equal_the_class_alone(variant):
     """Every class gives its own logits within 1e-4 of their scale."""
     packed = packed_class(variant)
     for prompt in PROMPTS:
-        expected = reference_logits(packed, prompt)
-        error = (Engine(packed).logits(prompt) - expected).abs().max() / expected.abs().max()
-        assert error < 1e-4
+        assert logits_error(Engine(packed), packed, prompt) < 1e-4
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -54,8 +52,7 @@ def test_logits_follow_the_class_in_bfloat16(variant):
     """In bfloat16 the logits differ from the class' own by no more than bfloat16's rounding."""
     packed = packed_class(variant, torch.bfloat16)
     for prompt in PROMPTS:
-        expected = reference_logits(packed, prompt).float()
-        error = (Engine(packed).logits(prompt).float() - expected).abs().max() / expected.abs().max()
+        error = logits_error(Engine(packed), packed, prompt)
         assert error < 3e-2
 
 

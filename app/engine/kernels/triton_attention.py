@@ -12,6 +12,26 @@ import triton.language as tl
 _VARIES = ("window_tokens", "splits", "table_row")
 
 
+@triton.jit
+def attend_piece(q, keys, values, wanted, seen, scale, softcap, best, total, acc):
+    k = tl.load(keys, mask=wanted, other=0.0)
+    scores = tl.dot(q, tl.trans(k)) * scale
+    if softcap > 0.0:
+        # tanh by way of exp2: scores carry log2(e) already.
+        natural = scores / (1.4426950408889634 * softcap)
+        scores = 1.4426950408889634 * softcap * (1.0 - 2.0 / (tl.exp2(natural * 2.8853900817779268) + 1.0))
+    scores = tl.where(seen, scores, -float("inf"))
+    higher = tl.maximum(best, tl.max(scores, axis=1))
+    # A row that has seen nothing yet must not subtract infinity from infinity.
+    safe = tl.where(higher == -float("inf"), 0.0, higher)
+    shrink = tl.exp2(best - safe)
+    chances = tl.exp2(scores - safe[:, None])
+    v = tl.load(values, mask=wanted, other=0.0)
+    acc = acc * shrink[:, None] + tl.dot(chances.to(v.dtype), v)
+    total = total * shrink + tl.sum(chances, axis=1)
+    return higher, total, acc
+
+
 @triton.jit(do_not_specialize=_VARIES)
 def attend_split(
     query, keys, values, block_tables, lengths, partial, weights,
@@ -49,21 +69,9 @@ def attend_split(
         slots = blocks.to(tl.int64) * BLOCK + tokens % BLOCK
         places = slots[:, None] * slot_stride + kv_head * kv_head_stride + dims[None, :]
         wanted = seen[:, None] & is_dim[None, :]
-        k = tl.load(keys + places, mask=wanted, other=0.0)
-        scores = tl.dot(q, tl.trans(k)) * scale
-        if softcap > 0.0:
-            # tanh by way of exp2: scores carry log2(e) already.
-            natural = scores / (1.4426950408889634 * softcap)
-            scores = 1.4426950408889634 * softcap * (1.0 - 2.0 / (tl.exp2(natural * 2.8853900817779268) + 1.0))
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        shrink = tl.exp2(best - safe)
-        chances = tl.exp2(scores - safe[:, None])
-        v = tl.load(values + places, mask=wanted, other=0.0)
-        acc = acc * shrink[:, None] + tl.dot(chances.to(v.dtype), v)
-        total = total * shrink + tl.sum(chances, axis=1)
-        best = higher
+        best, total, acc = attend_piece(
+            q, keys + places, values + places, wanted, seen[None, :], scale, softcap, best, total, acc
+        )
     out = (row * HEADS + heads) * splits + split
     # A split without a token weighs nothing and must not divide by nothing.
     norm = tl.where(total > 0, total, 1.0)
@@ -132,24 +140,12 @@ def attend_tile(
         slots = blocks.to(tl.int64) * BLOCK + tokens % BLOCK
         places = slots[:, None] * slot_stride + (head // GROUP) * kv_head_stride + dims[None, :]
         wanted = exists[:, None] & (dims < HEAD_DIM)[None, :]
-        k = tl.load(keys + places, mask=wanted, other=0.0)
-        scores = tl.dot(q, tl.trans(k)) * scale
-        if softcap > 0.0:
-            natural = scores / (1.4426950408889634 * softcap)
-            scores = 1.4426950408889634 * softcap * (1.0 - 2.0 / (tl.exp2(natural * 2.8853900817779268) + 1.0))
         seen = exists[None, :] & (tokens[None, :] <= positions[:, None])
         if window_tokens > 0:
             seen = seen & (tokens[None, :] > positions[:, None] - window_tokens)
-        scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(best, tl.max(scores, axis=1))
-        # A row that has seen nothing yet must not subtract infinity from infinity.
-        safe = tl.where(higher == -float("inf"), 0.0, higher)
-        shrink = tl.exp2(best - safe)
-        chances = tl.exp2(scores - safe[:, None])
-        v = tl.load(values + places, mask=wanted, other=0.0)
-        acc = acc * shrink[:, None] + tl.dot(chances.to(v.dtype), v)
-        total = total * shrink + tl.sum(chances, axis=1)
-        best = higher
+        best, total, acc = attend_piece(
+            q, keys + places, values + places, wanted, seen, scale, softcap, best, total, acc
+        )
     attended = acc / tl.where(total > 0, total, 1.0)[:, None]
     out = output + (begin + rows)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dims[None, :]
     tl.store(out, attended.to(output.dtype.element_ty), mask=is_query)
