@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from app.engine.attention import DecodeAttention
 from app.engine.blocks import BlockAllocator
 from app.engine.kv_cache import KVCache
 from app.engine.model_runner import ModelRunner
@@ -12,10 +11,12 @@ from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Scheduler, Span
 from app.engine.sequence import Sequence, new_sequence
 from app.engine.skeleton import bind, build_skeleton
+from app.engine.step_shapes import Limits
 from app.messages import SamplingParams, Submit
 from tests.integration.packed_model import PackedModel
 
 BLOCK_SIZE = 4
+MAX_NUM_SEQS = 16
 CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]]
 
@@ -32,15 +33,18 @@ class Engine:
         device: torch.device = CPU,
         max_model_len_tokens: int | None = None,
         prefix_caching: bool = False,
+        kernels: bool = False,
     ):
         arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8).to(device)
         model = _bound(packed, arena, max_model_len_tokens)
         self.blocks = BlockAllocator(num_blocks)
         self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
+        if kernels:
+            self.runner.use_kernels(Limits(max_num_batched_tokens, MAX_NUM_SEQS, num_blocks * BLOCK_SIZE))
         self.scheduler = Scheduler(
             self.blocks,
             block_size_tokens=BLOCK_SIZE,
-            max_num_seqs=16,
+            max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_caching=prefix_caching,
         )
@@ -112,21 +116,3 @@ def reference_tokens(packed: PackedModel, prompt: list[int], max_tokens: int = 1
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
     )
     return output[0, len(prompt) :].tolist()
-
-
-def decode_step_logits(engine: Engine) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (prompts, vocabulary) after `PROMPTS`' last tokens: over whole block tables, and over exact contexts."""
-    runner, cache = engine.runner, engine.runner._cache
-    sequences = [new_sequence(Submit("x", tuple(prompt), SamplingParams(max_tokens=1))) for prompt in PROMPTS]
-    for sequence in sequences:
-        sequence.block_ids = engine.blocks.allocate(5, after=None)
-        runner.logits([Span(sequence, 0, len(sequence.token_ids))])
-    spans = [Span(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
-    positions = torch.tensor([span.start for span in spans])
-    slots = torch.tensor([cache.slot(span.sequence.block_ids, span.start) for span in spans])
-    tables = torch.tensor([sequence.block_ids for sequence in sequences])
-    attention = DecodeAttention.of(cache, slots, tables, positions)
-    token_ids = torch.tensor([sequence.token_ids[-1] for sequence in sequences])
-    with torch.inference_mode():
-        fixed = runner._model.logits(runner._model(token_ids, positions, attention))
-    return fixed, runner.logits(spans)

@@ -5,13 +5,14 @@ Takes what the scheduler chose, gives flattened token ids, positions and slots. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.attention import AttentionBatch, SequenceAttention
 from app.engine.kv_cache import KVCache
 from app.engine.scheduler import Span
+from app.engine.sdpa_attention import SDPABatch, SequenceAttention
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Batch:
     token_ids: torch.Tensor
     positions: torch.Tensor
     last_rows: list[int]
-    attention: AttentionBatch
+    attention: SDPABatch
 
 
-def build_batch(spans: list[Span], cache: KVCache) -> Batch:
+def build_batch(spans: Seq[Span], cache: KVCache) -> Batch:
     """Flatten `spans`, one after the other."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -35,7 +36,7 @@ def build_batch(spans: list[Span], cache: KVCache) -> Batch:
         first_row = len(token_ids)
         token_ids += span.sequence.token_ids[span.start : span.end]
         positions += range(span.start, span.end)
-        slots += [cache.slot(span.sequence.block_ids, position) for position in range(span.start, span.end)]
+        slots += cache.slots(span.sequence.block_ids, span.start, span.end)
         sequences.append(_sequence_attention(span, first_row, cache))
         if span.samples:
             last_rows.append(len(token_ids) - 1)
@@ -43,7 +44,7 @@ def build_batch(spans: list[Span], cache: KVCache) -> Batch:
         torch.tensor(token_ids, device=cache.device),
         torch.tensor(positions, device=cache.device),
         last_rows,
-        AttentionBatch(cache, torch.tensor(slots, device=cache.device), sequences),
+        SDPABatch(cache, torch.tensor(slots, device=cache.device), sequences),
     )
 
 

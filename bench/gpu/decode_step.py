@@ -22,6 +22,7 @@ from app.engine.model_runner import ModelRunner
 from app.engine.models.decoder import Decoder
 from app.engine.scheduler import Span
 from app.engine.sequence import Sequence
+from app.engine.step_shapes import Limits
 from app.families.registry import decoder_config
 from app.messages import SamplingParams
 from tools.random_checkpoint import config_of
@@ -54,6 +55,9 @@ def main() -> None:
     blocks = BlockAllocator(max(arguments.rows) * blocks_per_row)
     cache = KVCache(model.config, model.dtype, device, blocks.num_blocks, _BLOCK_SIZE_TOKENS)
     runner = ModelRunner(model, cache)
+    if device.type == "cuda":
+        rows = max(arguments.rows)
+        runner.use_kernels(Limits(rows, rows, blocks_per_row * _BLOCK_SIZE_TOKENS))
     results = {}
     for rows in arguments.rows:
         steps_ms = _steps_ms(runner, blocks, rows, blocks_per_row, arguments)

@@ -9,14 +9,11 @@ import logging
 import pytest
 import torch
 
-from app.engine.graphs import DecodeGraphs
-from app.engine.scheduler import Span
-from app.engine.sequence import new_sequence
 from app.engine.skeleton import bind, build_skeleton
-from app.messages import SamplingParams, Submit
+from app.messages import SamplingParams
 from streaming.errors import CheckpointError
 from streaming.messages import Extent
-from tests.decoding import CPU, PROMPTS, Engine, decode_step_logits, logits_error, reference_tokens
+from tests.decoding import CPU, PROMPTS, Engine, logits_error, reference_tokens
 from tests.integration.packed_model import VARIANTS, longrope, packed_model, packed_variant
 
 
@@ -86,13 +83,6 @@ def test_chunked_prefill_equals_whole_prefill(variant, chunk_tokens):
     engine = Engine(packed_variant(variant))
     whole = engine.logits(PROMPTS[2])
     torch.testing.assert_close(engine.logits(PROMPTS[2], chunk_tokens=chunk_tokens), whole, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", WINDOWED)
-def test_a_decode_step_of_fixed_shapes_equals_an_exact_one(variant):
-    """What a CUDA graph computes over whole block tables is what each sequence's own context gives."""
-    fixed, exact = decode_step_logits(Engine(packed_variant(variant)))
-    torch.testing.assert_close(fixed, exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])
@@ -220,13 +210,3 @@ def test_an_extent_that_does_not_fit_is_named(change, complaint):
     with pytest.raises(CheckpointError, match=complaint) as caught:
         bind(model, torch.zeros(len(packed.arena), dtype=torch.uint8), extents)
     assert "model.norm.weight" in str(caught.value)
-
-
-def test_a_graph_takes_only_rows_that_draw_a_token():
-    """The last token of a prompt's piece is one token, too, but not a decode step."""
-    engine = Engine(packed_model())
-    graphs = DecodeGraphs(engine.runner._model, engine.runner._cache)
-    sequence = new_sequence(Submit("x", (3, 1, 4), SamplingParams(max_tokens=1)))
-    assert graphs.takes([Span(sequence, 2, 3)])
-    assert not graphs.takes([Span(sequence, 1, 2)])
-    assert not graphs.takes([Span(sequence, 2, 3), Span(sequence, 0, 2)])

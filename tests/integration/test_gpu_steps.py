@@ -1,0 +1,36 @@
+"""A GPU's steps, padded to their shapes, with kernels that Triton's interpreter runs on the CPU (`conftest.py`)."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.engine import step_shapes
+from tests.decoding import PROMPTS, Engine, reference_tokens
+from tests.integration.packed_class import packed_class
+from tests.integration.packed_model import packed_variant
+
+TOKENS = 3
+# What a step is padded with is whatever was there before: numpy warns of what it computes with it.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def small_shapes(monkeypatch):
+    """The interpreter takes its time for every row."""
+    monkeypatch.setattr(step_shapes, "_TOKENS_STEP", 8)
+
+
+@pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])
+def test_padded_steps_generate_transformers_tokens(variant):
+    """Prompts in pieces beside sequences that decode, then decoding alone."""
+    packed = packed_variant(variant)
+    expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
+    engine = Engine(packed, max_num_batched_tokens=14, kernels=True)
+    assert engine.generate(PROMPTS, max_tokens=TOKENS) == expected
+
+
+def test_padded_steps_generate_the_tokens_of_a_class_of_transformers():
+    """Capped scores, windows in every other layer, a scale of its own."""
+    packed = packed_class("gemma2")
+    expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
+    assert Engine(packed, kernels=True).generate(PROMPTS, max_tokens=TOKENS) == expected
