@@ -90,6 +90,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
+        lookahead=model.device.type == "cuda" and not runner.uses_graphs,
     ).run()
 
 
