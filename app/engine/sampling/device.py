@@ -13,8 +13,13 @@ import torch
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """`values` as a tensor on `device`; does not wait for the device."""
-    # From pageable memory the copy of more than a few values would wait for all that is queued before it.
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; does not wait for the device."""
+    # From pageable memory a copy may wait for all that was queued before it.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
