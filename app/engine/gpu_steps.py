@@ -14,6 +14,7 @@ import torch
 
 from app.engine.kernels.attention import best_queries_per_tile
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw
 from app.engine.models.language_model import LanguageModel
 from app.engine.paged_attention import DecodeBatch, MixedBatch
 from app.engine.scheduler import Span
@@ -30,16 +31,18 @@ class GPUSteps:
     Args:
         model: Every parameter bound; values may still arrive.
         cache: On the same GPU.
+        last_draw: Where tokens are that the host does not know yet.
         limits: Of what `run` will be given.
     """
 
-    def __init__(self, model: LanguageModel, cache: KVCache, limits: Limits):
+    def __init__(self, model: LanguageModel, cache: KVCache, last_draw: LastDraw, limits: Limits):
         self._model = model
         self._cache = cache
         self._limits = limits
         config = model.config
         self._inputs = StepInputs(
             cache,
+            last_draw,
             max_tokens=limits.padded_tokens,
             max_sequences=limits.padded_sequences,
             max_blocks=-(-limits.max_model_len_tokens // cache.block_size_tokens),
@@ -109,7 +112,7 @@ class GPUSteps:
         hidden = self._model(token_ids, positions, self._mixed_batch(shape, slots))
         self._hidden[: shape.tokens].copy_(hidden)
         last_rows = self._inputs.last_rows[: min(shape.tokens, self._limits.padded_sequences)]
-        self._logits[: len(last_rows)].copy_(self._model.logits(hidden[last_rows]))
+        self._logits[: len(last_rows)].copy_(self._model.logits(hidden.index_select(0, last_rows)))
 
     def _decode_batch(self, shape: Shape, positions: torch.Tensor, slots: torch.Tensor) -> DecodeBatch:
         return DecodeBatch(self._cache, slots, self._inputs.block_tables[: shape.tokens], (positions + 1).int())

@@ -1,7 +1,7 @@
-"""One step of the model: spans in, drawn tokens out.
+"""One step of the model: spans in, drawn tokens out, some time later.
 
-Takes what the scheduler chose; its state is the KV cache and what the sampler keeps of the last batch. Knows no
-queue.
+Takes what the scheduler chose; its state is the KV cache, the tokens drawn last and what the sampler keeps of the last
+batch. Knows no queue.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw
 from app.engine.models.language_model import LanguageModel
 from app.engine.sampling.logprobs import PromptScores, score_prompt
-from app.engine.sampling.sampler import Drawn, Sampler
+from app.engine.sampling.sampler import PendingDraw, Sampler
 from app.engine.scheduler import Span
 from app.engine.steps import SDPASteps, Steps
 
@@ -34,7 +35,9 @@ class ModelRunner:
         self._model = model
         self._cache = cache
         self._sampler = Sampler()
-        self._steps: Steps = SDPASteps(model, cache)
+        # Every sequence of a step has a block that nobody shares, for its last token.
+        self._last_draw = LastDraw(cache.scratch_slot // cache.block_size_tokens, cache.device)
+        self._steps: Steps = SDPASteps(model, cache, self._last_draw)
         self._gpu_steps: GPUSteps | None = None
 
     @torch.inference_mode()
@@ -47,7 +50,7 @@ class ModelRunner:
         """
         from app.engine.gpu_steps import GPUSteps
 
-        steps = GPUSteps(self._model, self._cache, limits)
+        steps = GPUSteps(self._model, self._cache, self._last_draw, limits)
         steps.compile()
         self._steps = self._gpu_steps = steps
 
@@ -62,14 +65,17 @@ class ModelRunner:
         return self._steps.run(spans).logits
 
     @torch.inference_mode()
-    def run(self, spans: list[Span]) -> list[Drawn | None]:
-        """Compute `spans` and draw a token for each that samples; None where its logits are not finite.
+    def launch(self, spans: list[Span]) -> PendingDraw:
+        """Queue the computation of `spans` and the draw of a token for each that samples.
 
-        Sequences that need prompt logits have their prompt logprobs extended by what their spans predict.
+        Where a sequence's last token is unknown it is what the launch before this one draws. Sequences that need
+        prompt logits have their prompt logprobs extended by what their spans predict, once that is collected.
         """
         computed = self._steps.run(spans)
-        prompts = self._score_prompts(spans, computed.hidden)
-        return self._sampler.sample(computed.logits, [span.sequence for span in spans if span.samples], prompts)
+        sampled = [span.sequence for span in spans if span.samples]
+        draw = self._sampler.launch(computed.logits, sampled, self._score_prompts(spans, computed.hidden))
+        self._last_draw.keep(sampled, draw.token_ids)
+        return draw
 
     def _score_prompts(self, spans: list[Span], hidden: torch.Tensor) -> list[PromptScores]:
         """Scores of the prompt tokens that hidden states (tokens, hidden) predict, where they are asked for."""

@@ -94,6 +94,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
+        lookahead=model.device.type == "cuda",
+        idle=runner.capture_next_graph,
     ).run()
 
 

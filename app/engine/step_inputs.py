@@ -11,6 +11,8 @@ from itertools import accumulate
 import torch
 
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw, filled
+from app.engine.sampling.device import upload
 from app.engine.scheduler import Span
 
 _PADDING_POSITION = -1  # so that its context has no token
@@ -28,17 +30,28 @@ class StepInputs:
 
     Args:
         cache: Says where tokens lie.
+        last_draw: Says where tokens are that the host does not know yet.
         max_tokens: Of a step.
         max_sequences: Of a step.
         max_blocks: Of a sequence.
         queries_per_tile: Tokens of one sequence that a tile takes.
     """
 
-    def __init__(self, cache: KVCache, *, max_tokens: int, max_sequences: int, max_blocks: int, queries_per_tile: int):
+    def __init__(
+        self,
+        cache: KVCache,
+        last_draw: LastDraw,
+        *,
+        max_tokens: int,
+        max_sequences: int,
+        max_blocks: int,
+        queries_per_tile: int,
+    ):
         self._cache = cache
+        self._last_draw = last_draw
         self._max_sequences = max_sequences
         self.queries_per_tile = queries_per_tile
-        self._tokens = torch.zeros(3 * max_tokens, dtype=torch.long, device=cache.device)
+        self._tokens = torch.zeros(4 * max_tokens, dtype=torch.long, device=cache.device)
         self.block_tables = torch.zeros(max_sequences + 1, max_blocks, dtype=torch.int32, device=cache.device)
         self._max_tiles = self.tiles_of(max_tokens)
         sizes = [max_sequences + 1, max_sequences + 2, max_sequences, 2 * self._max_tiles]
@@ -50,7 +63,8 @@ class StepInputs:
 
     def tokens(self, padded: int) -> tuple[torch.Tensor, ...]:
         """Token ids, positions and slots of a step that is padded to so many tokens, each (padded,) int64."""
-        return self._tokens[: 3 * padded].view(3, padded).unbind()
+        token_ids, positions, slots, sources = self._tokens[: 4 * padded].view(4, padded).unbind()
+        return filled(token_ids, sources, self._last_draw.token_ids), positions, slots
 
     def tiles_of(self, tokens: int) -> int:
         """How many tiles a step of so many tokens needs at most."""
@@ -96,8 +110,9 @@ class StepInputs:
             _padded(token_ids, padded, 0)
             + _padded(positions, padded, _PADDING_POSITION)
             + _padded(slots, padded, self._cache.scratch_slot)
+            + _padded(self._last_draw.sources(spans), padded, 0)
         )
-        self._upload(self._tokens[: 3 * padded], numbers)
+        self._upload(self._tokens[: 4 * padded], numbers)
 
     def _write_tables(self, spans: Seq[Span]) -> None:
         """Bring the rows' tables up to date; where nothing has changed there is nothing to do."""
@@ -112,7 +127,7 @@ class StepInputs:
                 blocks += block_ids[known:]
                 self._written[row] = block_ids, len(block_ids)
         if places:
-            changes = self._on_device([*places, *blocks], torch.long).view(2, -1)
+            changes = upload([places, blocks], torch.long, self._cache.device)
             self.block_tables.view(-1).index_copy_(0, changes[0], changes[1].int())
 
     def _known(self, row: int, block_ids: list[int]) -> int:
@@ -122,14 +137,9 @@ class StepInputs:
         return count if known is block_ids and count <= len(block_ids) else 0
 
     def _upload(self, target: torch.Tensor, values: list[int]) -> None:
-        target.copy_(self._on_host(values, target.dtype), non_blocking=True)
-
-    def _on_device(self, values: list[int], dtype: torch.dtype) -> torch.Tensor:
-        return self._on_host(values, dtype).to(self._cache.device, non_blocking=True)
-
-    def _on_host(self, values: list[int], dtype: torch.dtype) -> torch.Tensor:
-        """Pinned memory of its own for each copy: torch reuses it only once the copy has been made."""
-        return torch.tensor(values, dtype=dtype, pin_memory=self._cache.device.type == "cuda")
+        # Pinned memory of its own for each copy: torch reuses it only once the copy has been made.
+        host = torch.tensor(values, dtype=target.dtype, pin_memory=target.is_cuda)
+        target.copy_(host, non_blocking=True)
 
 
 def _padded(values: list[int], length: int, padding: int) -> list[int]:

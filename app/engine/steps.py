@@ -10,6 +10,7 @@ import torch
 
 from app.engine.batch import build_batch
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw
 from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Span
 
@@ -38,14 +39,16 @@ class SDPASteps:
     Args:
         model: Every parameter bound; values may still arrive.
         cache: Its blocks are the spans' sequences'.
+        last_draw: Where tokens are that the host does not know yet.
     """
 
-    def __init__(self, model: LanguageModel, cache: KVCache):
+    def __init__(self, model: LanguageModel, cache: KVCache, last_draw: LastDraw):
         self._model = model
         self._cache = cache
+        self._last_draw = last_draw
 
     def run(self, spans: Seq[Span]) -> Computed:
         """See `Steps.run`."""
-        batch = build_batch(spans, self._cache)
+        batch = build_batch(spans, self._cache, self._last_draw)
         hidden = self._model(batch.token_ids, batch.positions, batch.attention)
-        return Computed(self._model.logits(hidden[batch.last_rows]), hidden)
+        return Computed(self._model.logits(hidden.index_select(0, batch.last_rows)), hidden)

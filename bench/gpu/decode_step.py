@@ -131,7 +131,7 @@ def _steps_ms(
 
 def _step(runner: ModelRunner, sequences: list[Sequence]) -> None:
     spans = [Span(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
-    for sequence, token in zip(sequences, runner.run(spans), strict=True):
+    for sequence, token in zip(sequences, runner.launch(spans).collect(), strict=True):
         if token is None:
             raise RuntimeError("the logits are not finite")
         sequence.token_ids.append(token.token_id)

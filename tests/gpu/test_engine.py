@@ -74,6 +74,37 @@ def test_experts_in_bfloat16_follow_transformers(variant):
         assert logits_error(engine, packed, prompt) < 3e-2
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])
+def test_a_step_that_is_launched_early_goes_on_from_the_devices_tokens(variant, kernels):
+    """In float32: with lookahead the tokens of `generate`, also where a sequence starts over."""
+    packed = packed_variant(variant)
+    for num_blocks in (64, 13):
+        engine = Engine(packed, device=GPU, num_blocks=num_blocks, lookahead=True, kernels=kernels)
+        assert engine.generate(PROMPTS) == [reference_tokens(packed, prompt) for prompt in PROMPTS]
+        assert bool(engine.scheduler.preemptions) == (num_blocks == 13)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_launch_never_waits_for_the_gpu(kernels):
+    """With every wait of the host for the GPU made an error, but for the one where a step is read."""
+    engine = Engine(packed_model(), device=GPU, lookahead=True, kernels=kernels)
+    while engine.runner.capture_next_graph():
+        pass
+    launch = engine.runner.launch
+
+    def checked(spans):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(spans)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    engine.runner.launch = checked
+    for sampling in ({}, {"temperature": 1.0, "top_p": 0.9, "seed": 1}, {"repetition_penalty": 1.5, "logprobs": 2}):
+        assert len(engine.generate(PROMPTS, **sampling)) == len(PROMPTS)
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_garbage_in_other_blocks_does_not_reach_a_row(captured):
     """The cache full of NaN, graphs captured in advance or as steps need them: nothing beyond a row's context is read."""

@@ -99,7 +99,7 @@ def test_preemption_changes_no_token():
     expected = Engine(packed).generate(PROMPTS)
     tight = Engine(packed, num_blocks=13)
     assert tight.generate(PROMPTS) == expected
-    assert tight.preemptions > 0
+    assert tight.scheduler.preemptions > 0
 
 
 def mixed_requests() -> list[tuple[list[int], SamplingParams]]:
@@ -132,10 +132,10 @@ def test_a_cached_prefix_changes_no_token(variant):
     engine = Engine(packed, prefix_caching=True)
     assert [engine.generate([prompt])[0] for prompt in prompts] == expected
     assert engine.generate(prompts) == expected
-    assert engine.reused_tokens >= 16 * (2 * len(prompts) - 1)
+    assert engine.scheduler.reused_tokens >= 16 * (2 * len(prompts) - 1)
     tight = Engine(packed, num_blocks=17, prefix_caching=True)
     assert tight.generate(prompts) == expected
-    assert tight.preemptions > 0
+    assert tight.scheduler.preemptions > 0
 
 
 def test_sixteen_mixed_requests_get_what_each_gets_alone():

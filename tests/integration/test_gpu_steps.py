@@ -20,12 +20,12 @@ def small_shapes(monkeypatch):
     monkeypatch.setattr(step_shapes, "_TOKENS_STEP", 8)
 
 
-@pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])
-def test_padded_steps_generate_transformers_tokens(variant):
+@pytest.mark.parametrize(("variant", "lookahead"), [("mistral, window", True), ("qwen3 moe, normalised", False)])
+def test_padded_steps_generate_transformers_tokens(variant, lookahead):
     """Prompts in pieces beside sequences that decode, then decoding alone."""
     packed = packed_variant(variant)
     expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
-    engine = Engine(packed, max_num_batched_tokens=14, kernels=True)
+    engine = Engine(packed, max_num_batched_tokens=14, kernels=True, lookahead=lookahead)
     assert engine.generate(PROMPTS, max_tokens=TOKENS) == expected
 
 

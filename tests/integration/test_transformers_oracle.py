@@ -44,7 +44,7 @@ def test_preemption_changes_no_token(variant):
     packed = packed_class(variant)
     tight = Engine(packed, num_blocks=13)
     assert tight.generate(PROMPTS) == [reference_tokens(packed, prompt) for prompt in PROMPTS]
-    assert tight.preemptions > 0
+    assert tight.scheduler.preemptions > 0
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "gemma2", "gemma3", "olmoe"])

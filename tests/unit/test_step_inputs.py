@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw
 from app.engine.scheduler import Span
 from app.engine.sequence import Sequence
 from app.engine.step_inputs import StepInputs
@@ -49,7 +50,10 @@ def slots_of(span: Span) -> list[int]:
 @given(steps_of_names, st.randoms(use_true_random=False))
 def test_every_row_says_where_its_sequence_lies(steps, random):
     """Whoever joins, leaves, changes its row, grows or is preempted: tables, slots, tokens, positions, tiles are right."""
-    inputs = StepInputs(CACHE, max_tokens=TOKENS, max_sequences=ROWS, max_blocks=BLOCKS, queries_per_tile=TILE)
+    last_draw = LastDraw(ROWS, CACHE.device)
+    inputs = StepInputs(
+        CACHE, last_draw, max_tokens=TOKENS, max_sequences=ROWS, max_blocks=BLOCKS, queries_per_tile=TILE
+    )
     sequences = {name: Sequence(name, SamplingParams(max_tokens=1), 0, 0, []) for name in NAMES}
     for running, preempted in steps:
         if preempted in sequences:
