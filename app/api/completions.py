@@ -44,8 +44,9 @@ class CompletionFormat:
     generation: Generation
     names: TokenNames
 
-    def pieces(self, delta: Delta, *, first: bool) -> Iterator[CompletionChoice]:
+    def pieces(self, delta: Delta) -> Iterator[CompletionChoice]:
         """One choice, unless there is nothing to tell."""
+        first = delta.prompt is not None
         scored = delta.tokens and self.request.logprobs is not None
         if first or delta.text or scored or delta.finish_reason or self.request.return_token_ids:
             yield self._choice(delta, tells_prompt=first)
