@@ -27,17 +27,17 @@ _Result = TypeVar("_Result")
 
 
 class EventStream(Response):
-    """A response that sends chunks as they come.
+    """A response that sends chunks as they come, those that come together with one write.
 
     Args:
-        first: The first chunk. It was awaited before there are headers, so that whatever fails until then
+        first: The first chunks. They were awaited before there are headers, so that whatever fails until then
             still has an HTTP status.
-        rest: The other chunks; always closed.
+        rest: The other chunks; always closed. The next ones are asked for when the client has taken enough of these.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]):
+    def __init__(self, first: list[bytes], rest: AsyncGenerator[list[bytes], None]):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first = first
@@ -53,15 +53,15 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._rest):
-            await _send_frame(send, self._first)
-            await _send_frame(send, await self._send_rest(send))
+            await _send_frames(send, self._first)
+            await _send_frames(send, [await self._send_rest(send)])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_rest(self, send: Send) -> bytes:
         """Send the chunks behind the first; returns the one that ends the stream."""
         try:
-            async for chunk in self._rest:
-                await _send_frame(send, chunk)
+            async for chunks in self._rest:
+                await _send_frames(send, chunks)
         except ServiceError as exc:
             return error_body(exc)
         except Exception as exc:  # noqa: BLE001 - logged, and the client must learn of it
@@ -70,8 +70,8 @@ class EventStream(Response):
         return _DONE
 
 
-async def open_event_stream(receive: Receive, chunks: AsyncGenerator[bytes, None]) -> EventStream:
-    """Await the first chunk and answer with the stream.
+async def open_event_stream(receive: Receive, chunks: AsyncGenerator[list[bytes], None]) -> EventStream:
+    """Await the first chunks and answer with the stream.
 
     Raises:
         ClientDisconnect: Nobody waits for it any more; `chunks` is closed.
@@ -112,5 +112,6 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send_frame(send: Send, chunk: bytes) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
+async def _send_frames(send: Send, chunks: list[bytes]) -> None:
+    body = b"".join([b"data: %b\n\n" % chunk for chunk in chunks])
+    await send({"type": "http.response.body", "body": body, "more_body": True})
