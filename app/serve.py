@@ -7,8 +7,8 @@ Takes a listening socket and two running children; gives the exit code. Knows no
 from __future__ import annotations
 
 import asyncio
-import gc
 import contextlib
+import gc
 import logging
 import signal
 import socket
