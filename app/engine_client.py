@@ -40,6 +40,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.generated_tokens = 0  # by every engine
 
     def attach(self, send: Callable[[Submit | Abort], None]) -> None:
         """An engine is ready; `send` writes to it without blocking."""
@@ -79,6 +80,7 @@ class EngineClient:
                 self.forget(message.request_id)
                 running.fail(EngineFailure(message.message))
             return
+        self.generated_tokens += len(message.tokens)
         for token in message.tokens:
             route = self._routes.get(token.request_id)
             if route is not None:

@@ -21,6 +21,7 @@ from app.messages import (
     DescribeModel,
     EngineFailed,
     EngineReady,
+    EngineStats,
     FromEngine,
     RequestFailed,
     StepOutput,
@@ -50,6 +51,9 @@ class EngineEvents(Protocol):
 
     def engine_output(self, output: StepOutput | RequestFailed) -> None:
         """Tokens, or the end of one sequence."""
+
+    def engine_stats(self, stats: EngineStats) -> None:
+        """How full the engine is now."""
 
     def engine_lost(self, reason: str) -> None:
         """The engine died; another is starting."""
@@ -130,6 +134,8 @@ class EngineHost:
                 self._events.engine_ready(message)
             case StepOutput() | RequestFailed():
                 self._events.engine_output(message)
+            case EngineStats():
+                self._events.engine_stats(message)
             case EngineFailed(error=error):
                 self._engine.retire()
                 self._events.failed(error)

@@ -11,7 +11,7 @@
       WeightsLanded (+ shards' fds) ->         now they have
                                   <-  EngineReady | EngineFailed
       Submit, Abort ...           ->
-                                  <-  StepOutput ..., RequestFailed
+                                  <-  StepOutput ..., RequestFailed, EngineStats ...
 
 Token ids only: the engine knows no text. Framing is `streaming.wire`'s.
 """
@@ -198,7 +198,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
 
     `logprobs` come where they were asked for; `prompt_logprobs` with the first token, one for each token of the
     prompt but the first, which nothing predicts. `cached_tokens` come with the first token as well: how many of the
-    prompt's keys and values another sequence had computed.
+    prompt's keys and values another sequence had computed; and `scheduled_s`, when the sequence first ran (CLOCK_BOOTTIME).
     """
 
     request_id: str
@@ -207,6 +207,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True):
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     cached_tokens: int | None = None
+    scheduled_s: float | None = None
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag=True):
@@ -220,6 +221,28 @@ class RequestFailed(msgspec.Struct, frozen=True, tag=True):
 
     request_id: str
     message: str
+
+
+class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU's memory: the whole, what is taken of it by whomever, and the most that was ever seen taken."""
+
+    total_bytes: int
+    used_bytes: int
+    peak_bytes: int
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What only the engine knows of its load, every now and then and whenever it falls idle.
+
+    Sequences that are computed and that wait, blocks that sequences hold, preemptions so far; `device` on a GPU only.
+    """
+
+    running: int
+    waiting: int
+    used_blocks: int
+    num_blocks: int
+    preemptions: int
+    device: DeviceUse | None = None
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
@@ -237,5 +260,6 @@ FromEngine = (
     | EngineReady
     | StepOutput
     | RequestFailed
+    | EngineStats
     | EngineFailed
 )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.api.front import Application, Front
+from app.api.front import Application, Front, Render
 from app.child import Child
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
@@ -76,6 +76,7 @@ async def _serve(start: Start) -> int:
         front = Front(service)
         server = await asyncio.to_thread(_build_http_server, front)
         serving = asyncio.create_task(server.serve(sockets=[start.sock]))
+        front.measure_with(await asyncio.to_thread(_build_metrics, service))
         front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
         await _drain(service, start.settings.server.drain_timeout_s)
@@ -151,6 +152,16 @@ def _build_http_server(front: Front) -> uvicorn.Server:
     )
     config.load()  # else uvicorn does it on the event loop: 0.2 s of imports during which no probe is answered
     return Server(config)
+
+
+def _build_metrics(service: Service) -> Render:
+    """Import prometheus-client, in a thread: probes are being answered already."""
+    from app.telemetry.metrics import Metrics
+
+    metrics = Metrics(service)
+    service.observers.append(metrics.observe)
+    service.http_observers.append(metrics.observe_http)
+    return metrics.render
 
 
 def _build_api(service: Service, settings: Settings) -> Application:

@@ -6,13 +6,18 @@ Knows neither HTTP nor processes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.engine_client import EngineClient
 from app.errors import NotReady
 from app.lifecycle import Lifecycle, State
+from app.telemetry.engine_load import EngineLoad
+from app.telemetry.http_requests import HttpObserver
 from app.telemetry.ledger import Ledger
+from app.telemetry.names import FIRST_TOKEN
+from app.telemetry.requests import Observer, Watch, WatchedRequest
 from streaming.clock import boottime_s
 
 if TYPE_CHECKING:
@@ -54,13 +59,21 @@ class Service:
         self.lifecycle = lifecycle
         self.ledger = ledger
         self.engine = engine
+        self.load = EngineLoad()
+        self.observers: list[Observer] = []
+        self.http_observers: list[HttpObserver] = []
+        self.dropped_traces: Callable[[], int] = lambda: 0
         self.model: ServedModel | None = None
         self._report_first_token = report_first_token
+
+    def watch(self, request: WatchedRequest) -> Watch:
+        """A context around a request's generation, at whose end the observers are told of it."""
+        return Watch(request, self.observers)
 
     def first_token(self) -> None:
         """The first token of some sequence has reached the API; the process's first is a milestone."""
         now_s = boottime_s()
-        if self.ledger.milestone("first_token_time", now_s) and self._report_first_token:
+        if self.ledger.milestone(FIRST_TOKEN, now_s) and self._report_first_token:
             logger.info("first token %.3f s after exec", now_s - self.ledger.exec_s)
 
     def ready_model(self) -> ServedModel:

@@ -22,12 +22,14 @@ from app.messages import (
     DescribedModel,
     DescribeModel,
     EngineReady,
+    EngineStats,
     RequestFailed,
     StepOutput,
     WeightsLanded,
 )
 from app.model_support import NoFamily, SupportedModel, support
 from app.service import ServedModel, Service
+from app.telemetry import names
 from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.errors import ErrorReport, StreamingError, report
@@ -80,7 +82,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failure: asyncio.Future[ErrorReport] = asyncio.get_running_loop().create_future()
         self._engine = EngineHost(engine, self._another_engine, self)
-        self._loading = Loading(loader, request, lambda: spawn(loader.module, False), self)
+        self._loading = Loading(loader, request, lambda: self._respawn("loader", loader.module), self)
 
     def close(self) -> None:
         """End both processes."""
@@ -93,7 +95,7 @@ class Supervisor:
         """Enter a phase of another process into the ledger."""
         self._service.ledger.phase(phase.name, phase.start_s, phase.end_s)
         if phase.name == "source.headers":
-            self._service.ledger.milestone("artifact_fetch_start", phase.start_s)
+            self._service.ledger.milestone(names.FETCH_START, phase.start_s)
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves; transformers is asked about what is not ours."""
@@ -149,8 +151,8 @@ class Supervisor:
     def landed(self, plan: Plan, report: LoadReport) -> None:
         """The bytes are there: log the line that proves the path, and warm up on them."""
         ledger = self._service.ledger
-        ledger.milestone("artifact_fetch_end", report.fetched_s)
-        ledger.milestone("host_staging_complete", report.landed_s)
+        ledger.milestone(names.FETCH_END, report.fetched_s)
+        ledger.milestone(names.STAGING_COMPLETE, report.landed_s)
         assert self._model is not None  # nothing is planned without one
         seconds = report.landed_s - self._planned_s
         staged = self._request.strategy == HOST_STAGING
@@ -174,7 +176,7 @@ class Supervisor:
         model, text = self._model, self._text
         assert model is not None  # the engine was bound to it,
         assert text is not None  # and warmed up on its tokens
-        self._service.ledger.milestone("model_load_complete", boottime_s())
+        self._service.ledger.milestone(names.LOAD_COMPLETE, boottime_s())
         self._service.model = ServedModel(
             text=text,
             max_model_len_tokens=ready.max_model_len_tokens,
@@ -191,8 +193,13 @@ class Supervisor:
         """Hand tokens to whoever waits for them."""
         self._service.engine.deliver(output)
 
+    def engine_stats(self, stats: EngineStats) -> None:
+        """Remember how full the engine is."""
+        self._service.load.update(stats)
+
     def engine_lost(self, reason: str) -> None:
         """End the requests it had; go back to warming if it had been serving."""
+        self._service.load.lost()
         self._service.engine.detach(reason)
         if self._service.lifecycle.state is State.READY:
             self._service.lifecycle.advance(State.WARMING, "the engine died; another one binds to the same weights")
@@ -213,7 +220,12 @@ class Supervisor:
 
     def _another_engine(self) -> Child:
         """Patient, if none has ever become ready: the first may have died of its haste."""
-        return self._spawn(self._engine_module, self._service.model is None)
+        return self._respawn("engine", self._engine_module, patient=self._service.model is None)
+
+    def _respawn(self, name: str, module: str, *, patient: bool = False) -> Child:
+        """Never silently: count it."""
+        self._service.ledger.restarts[name] += 1
+        return self._spawn(module, patient)
 
     def _ask_transformers(self, described: Described) -> None:
         try:

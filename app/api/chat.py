@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
@@ -33,12 +34,15 @@ from app.api.models import served_model, system_fingerprint
 from app.api.sampling import Scores, plan_generation
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
+from app.telemetry.requests import CHAT
 from app.text.token_names import TokenNames
 
 
 @dataclass(frozen=True)
 class ChatFormat:
     """What /v1/chat/completions answers with."""
+
+    operation: ClassVar[str] = CHAT
 
     id: str
     created_s: int

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastapi import APIRouter, Request
 from msgspec import UNSET, UnsetType
@@ -26,6 +27,7 @@ from app.api.sampling import Scores, plan_generation
 from app.api.schemas import CompletionRequest
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
+from app.telemetry.requests import COMPLETION
 from app.text.token_names import TokenNames
 
 # OpenAI's default, which clients rely on.
@@ -37,6 +39,8 @@ _QUICK_TOKENS = 4096
 @dataclass(frozen=True)
 class CompletionFormat:
     """What /v1/completions answers with."""
+
+    operation: ClassVar[str] = COMPLETION
 
     id: str
     created_s: int

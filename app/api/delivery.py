@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,12 +22,15 @@ from app.api.schemas import GenerationRequest, StreamOptions
 from app.api.sse import open_event_stream, unless_disconnected
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
+from app.telemetry.requests import WatchedRequest
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Format(Protocol):
     """What one endpoint's objects look like; the values are msgspec Structs."""
+
+    operation: ClassVar[str]
 
     def pieces(self, delta: Delta) -> Iterable[Any]:
         """The choices that tell a stream of this delta, each for a chunk of its own; a choice's first one always."""
@@ -53,12 +56,27 @@ async def deliver(
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
-    batches = generate(service, model, generation)
+    watch = service.watch(_watched(service, http, body, generation, form))
+    batches = generate(service, model, generation, watch)
     if body.stream:
         options = body.stream_options or StreamOptions()
         return await open_event_stream(http.receive, _chunks(batches, form, generation, options))
     answer = await unless_disconnected(http.receive, _whole(batches, form, generation))
     return Response(answer, media_type="application/json")
+
+
+def _watched(
+    service: Service, http: Request, body: GenerationRequest, generation: Generation, form: Format
+) -> WatchedRequest:
+    state = http.scope["state"]
+    return WatchedRequest(
+        operation=form.operation,
+        model=body.model,
+        served_model=service.model_names[0],
+        arrived_s=state["arrived_s"],
+        choices=len(generation.prompts),
+        trace=state["trace"],
+    )
 
 
 async def _chunks(

@@ -1,7 +1,7 @@
-"""The outermost ASGI application: probes are answered here and now, everything else by the API behind it.
+"""The outermost ASGI application: probes are answered here and now, everything else by what is behind it.
 
-Takes a service; the API is handed in once it is imported (FastAPI costs 0.3 to 1 s of a cold start, and a
-kubelet must not wait for it). Knows no route of the API.
+Takes a service; metrics and API are handed in once they are imported (FastAPI costs 0.3 to 1 s of a cold start,
+prometheus-client 0.05, and a kubelet must not wait for them). Knows no route of the API.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from app.api.probes import PROBES, Answer
+from app.api.probes import METRICS, PROBES, Answer
 from app.service import Service
 
 # As in the ASGI specification; importing starlette for the names would cost what this module saves.
@@ -18,14 +18,22 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+# What the header Accept says, to a body and its content type.
+Render = Callable[[str], tuple[bytes, str]]
 
 
 class Front:
-    """Answers GET and HEAD of the probes; other requests wait until `serve_with` was called."""
+    """Answers GET and HEAD of the probes; scrapes wait for `measure_with`, other requests for `serve_with`."""
 
     def __init__(self, service: Service):
         self._service = service
-        self._application: asyncio.Future[Application] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._metrics: asyncio.Future[Render] = loop.create_future()
+        self._application: asyncio.Future[Application] = loop.create_future()
+
+    def measure_with(self, render: Render) -> None:
+        """From now on /metrics answers."""
+        self._metrics.set_result(render)
 
     def serve_with(self, application: Application) -> None:
         """From now on the API answers."""
@@ -33,17 +41,28 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        probe = PROBES.get(scope["path"]) if scope["type"] == "http" else None
-        if probe is not None and scope["method"] in ("GET", "HEAD"):
-            await _send_answer(probe(self._service), send)
-            return
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            probe = PROBES.get(scope["path"])
+            if probe is not None:
+                await _send_answer(probe(self._service), send)
+                return
+            if scope["path"] == METRICS:
+                render = await asyncio.shield(self._metrics)
+                await _send_answer(_metrics(render, scope), send)
+                return
         application = await asyncio.shield(self._application)
         await application(scope, receive, send)
 
 
+def _metrics(render: Render, scope: Scope) -> Answer:
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+    body, content_type = render(accept.decode("latin-1"))
+    return Answer(200, body, content_type=content_type.encode())
+
+
 async def _send_answer(answer: Answer, send: Send) -> None:
     headers = [
-        (b"content-type", b"application/json"),
+        (b"content-type", answer.content_type),
         (b"content-length", b"%d" % len(answer.body)),
         *answer.headers,
     ]

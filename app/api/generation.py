@@ -14,6 +14,7 @@ import msgspec
 
 from app.messages import SamplingParams, TokenLogprobs, TokenOutput
 from app.service import ServedModel, Service
+from app.telemetry.requests import Watch
 from app.text.token_text import TokenText
 
 
@@ -79,7 +80,9 @@ class Delta(msgspec.Struct, frozen=True):
     prompt: ScoredPrompt | None = None
 
 
-async def generate(service: Service, model: ServedModel, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+async def generate(
+    service: Service, model: ServedModel, generation: Generation, watch: Watch
+) -> AsyncGenerator[list[Delta], None]:
     """Yield the sequences' deltas, all at once that have come; closing it early aborts what runs in the engine.
 
     Raises:
@@ -88,16 +91,20 @@ async def generate(service: Service, model: ServedModel, generation: Generation)
     """
     choices = [_Choice(model, index, generation) for index in range(len(generation.prompts))]
     token_ids = [prompt.token_ids for prompt in generation.prompts]
-    with service.engine.submit(list(zip(token_ids, generation.sampling, strict=True))) as running:
+    with watch, service.engine.submit(list(zip(token_ids, generation.sampling, strict=True))) as running:
         while running.unfinished:
             deltas = []
             for index, token in await running.tokens():
                 delta = choices[index].push(token)
                 if delta.prompt is not None:
                     service.first_token()
+                    watch.began(len(token_ids[index]), token.cached_tokens or 0, token.scheduled_s)
                 if delta.finish_reason is not None:
                     running.abort(index)  # the engine does not know stop strings
+                    watch.ended(delta.finish_reason)
                 deltas.append(delta)
+            if not generation.scores_only:
+                watch.request.output_tokens += len(deltas)
             yield deltas
 
 

@@ -1,4 +1,4 @@
-"""What every request passes on its way in: a request id, the key, the size of its body.
+"""What every request passes on its way in: a clock, a request id, the key, the size of its body.
 
 Plain ASGI rather than Starlette's BaseHTTPMiddleware, which hides disconnects from the routes. Knows no
 route; probes never come here.
@@ -17,8 +17,53 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import RequestTooLarge, ServiceError, Unauthorized
+from app.telemetry.http_requests import HttpObserver, HttpRequest
+from streaming.clock import boottime_s
 
+# Others are counted as one: a client may invent any number of them.
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+
+
+class Watching:
+    """Notes when every request came and how it was answered, and tells the observers.
+
+    The outermost one, whose clock the others share (`scope["state"]["arrived_s"]`, beside `"trace"`). It wraps no
+    message: a streamed token passes none of this.
+
+    Args:
+        observers: Told of every answered request.
+    """
+
+    def __init__(self, app: ASGIApp, *, observers: Sequence[HttpObserver]):
+        self._app = app
+        self._observers = observers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        # Until `RequestIds` sees an answer begin, it is what an exception becomes.
+        state.update(arrived_s=boottime_s(), status=500, trace=None)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._tell(scope)
+
+    def _tell(self, scope: Scope) -> None:
+        state = scope["state"]
+        request = HttpRequest(
+            method=scope["method"] if scope["method"] in _METHODS else "_OTHER",
+            route=getattr(scope.get("route"), "path", ""),
+            path=scope["path"],
+            status=state["status"],
+            start_s=state["arrived_s"],
+            end_s=boottime_s(),
+        )
+        for observe in self._observers:
+            observe(request)
 
 
 class RequestIds:
@@ -39,6 +84,7 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope["state"]["status"] = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 

@@ -16,11 +16,12 @@ from app.service import Service
 
 
 class Answer(NamedTuple):
-    """A status, a JSON body and headers beside its type and length."""
+    """A status, a body and headers beside its type and length."""
 
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/json"
 
 
 def livez(service: Service) -> Answer:
@@ -43,6 +44,7 @@ def startupz(service: Service) -> Answer:
     return Answer(200, msgspec.json.encode({"state": service.lifecycle.state, **service.ledger.as_dict()}))
 
 
+METRICS = "/metrics"
 PROBES: Mapping[str, Callable[[Service], Answer]] = {
     "/livez": livez,
     "/health": health,

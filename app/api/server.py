@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from app.api import errors
 from app.api.chat import chat_routes
 from app.api.completions import completion_routes
-from app.api.middleware import Admission, RequestIds
+from app.api.middleware import Admission, RequestIds, Watching
 from app.api.models import model_routes
 from app.api.tokenizer import tokenizer_routes
 from app.service import Service
@@ -45,4 +45,5 @@ def create_app(service: Service, options: ApiOptions) -> FastAPI:
     # The last one added is the first one passed.
     app.add_middleware(Admission, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
     app.add_middleware(RequestIds)
+    app.add_middleware(Watching, observers=service.http_observers)
     return app

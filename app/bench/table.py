@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from app.settings.bench import COLUMNS
+from app.telemetry.names import FIRST_TOKEN, SPANS
 
 Run = dict[str, float]
 Spread = dict[str, float]
@@ -16,19 +17,13 @@ Figures = dict[str, dict[str, Spread]]
 
 # What a cluster's autoscaler takes to look again.
 _CYCLE_S = (30, 60)
-_SPANS = {
-    "fetch_s": ("artifact_fetch_start", "artifact_fetch_end"),
-    "stage_s": ("artifact_fetch_end", "host_staging_complete"),
-    "load_s": ("host_staging_complete", "model_load_complete"),
-    "ttft_s": ("model_load_complete", "first_token_time"),
-}
 _CELL_WIDTH = 22
 
 
 def columns(milestones: Mapping[str, float]) -> Run:
     """One run, column by column."""
-    spans = {name: round(milestones[end] - milestones[start], 3) for name, (start, end) in _SPANS.items()}
-    return {**spans, "cold_start_s": milestones["first_token_time"]}
+    spans = {name: round(milestones[end] - milestones[start], 3) for name, (start, end) in SPANS.items()}
+    return {**spans, "cold_start_s": milestones[FIRST_TOKEN]}
 
 
 def figures(runs: Mapping[str, Sequence[Run]]) -> Figures:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
+from app.engine.reporting import Reporting
 from app.engine.sampling.checks import UnusableSampling, check_sampling
 from app.engine.sampling.sampler import Drawn
 from app.engine.scheduler import NeverFits, Scheduler, Span
@@ -65,6 +66,7 @@ class Loop:
         vocab_size: Token ids are below this.
         lookahead: Whether to launch a step before the one before it was read.
         idle: Does a piece of work that can wait until there is nothing else; returns whether there is more of it.
+        reporting: Tells the server how full the engine is.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Loop:
         vocab_size: int,
         lookahead: bool = False,
         idle: Callable[[], bool] = lambda: False,
+        reporting: Reporting | None = None,
     ):
         self._receive = receive
         self._send = send
@@ -87,6 +90,7 @@ class Loop:
         self._vocab_size = vocab_size
         self._lookahead = lookahead
         self._idle = idle
+        self._reporting = reporting
         self._in_flight: _Step | None = None
 
     def run(self) -> NoReturn:
@@ -94,6 +98,8 @@ class Loop:
         while True:
             self._hear()
             self._step()
+            if self._reporting is not None:
+                self._reporting.tick()
 
     def _hear(self) -> None:
         """Take what has arrived; with nothing to compute and nothing to do while idle, wait for something."""
@@ -103,6 +109,8 @@ class Loop:
             heard = True
         busy = heard or self._scheduler.has_work or self._in_flight is not None
         if not busy and not self._idle():
+            if self._reporting is not None:
+                self._reporting.tell()
             for message in self._receive(True):
                 self._handle(message)
 
@@ -203,6 +211,7 @@ class Loop:
             drawn.logprobs,
             _prompt_logprobs(sequence) if is_first else None,
             sequence.cached_tokens if is_first else None,
+            sequence.scheduled_s if is_first else None,
         )
 
     def _fail(self, sequence: Sequence, message: str) -> None:

@@ -4,7 +4,7 @@ Continuous batching: every running sequence goes on first, oldest first, then wa
 order of arrival while tokens, sequences and blocks allow. Long prompts are computed in pieces, and what another
 sequence has computed already is shared. When blocks run out the youngest sequence gives all of its up and starts
 again later, from its prompt and what it has generated. The last token of a sequence may be drawn but unknown: what
-follows it is scheduled all the same. Pure; knows no tensor and no message.
+follows it is scheduled all the same. Pure; knows no tensor, and of messages only what tells how full it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from app.engine.blocks import BlockAllocator
 from app.engine.prefix_cache import PrefixCache
 from app.engine.sequence import Sequence
+from app.messages import EngineStats
+from streaming.clock import boottime_s
 
 
 class NeverFits(Exception):
@@ -66,6 +68,18 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self._preemptions = 0
+
+    def stats(self) -> EngineStats:
+        """How full it is at this moment, without the device's part."""
+        num_blocks = self._blocks.num_blocks
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            used_blocks=num_blocks - self._blocks.num_free,
+            num_blocks=num_blocks,
+            preemptions=self._preemptions,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -177,6 +191,7 @@ class Scheduler:
         sequence.computed_tokens = len(shared) * self._block_size_tokens
         if sequence.cached_tokens is None:  # one that was preempted may find its own
             sequence.cached_tokens = sequence.computed_tokens
+            sequence.scheduled_s = boottime_s()
         return self._grow(sequence)
 
     def _shared_blocks(self, sequence: Sequence) -> list[int]:
@@ -189,6 +204,7 @@ class Scheduler:
 
     def _preempt_youngest(self) -> None:
         sequence = self._running.pop()
+        self._preemptions += 1
         self._release(sequence)
         self._waiting.appendleft(sequence)
 

@@ -20,7 +20,7 @@ class Sequence:
     The last of `token_ids` may be an `UNKNOWN_TOKEN`. The keys and values of the first `computed_tokens` tokens are in
     the cache, in `block_ids`, once every step that was launched has ended. Of the prompt's
     tokens but the first, so many have their `prompt_logprobs`, if they were asked for. `cached_tokens` were in the
-    cache when the sequence first ran; None before that. One that `has_ended` is nobody's any more.
+    cache when the sequence first ran, at `scheduled_s` (CLOCK_BOOTTIME); None before that. One that `has_ended` is nobody's any more.
     """
 
     request_id: str
@@ -32,6 +32,7 @@ class Sequence:
     computed_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached_tokens: int | None = None
+    scheduled_s: float | None = None
     has_ended: bool = False
 
     @property

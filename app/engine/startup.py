@@ -22,6 +22,7 @@ from app.engine.kv_cache import KVCache, bytes_per_token, cache_blocks, free_for
 from app.engine.loop import Loop
 from app.engine.model_runner import ModelRunner
 from app.engine.models.language_model import LanguageModel
+from app.engine.reporting import Reporting
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
 from app.engine.step_shapes import Limits
@@ -87,15 +88,20 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     # A first request that is waiting already is answered before the rest of torch competes with it.
     threading.Timer(_FIRST_ANSWER_S, torch_import.go_on if kernels is None else kernels.begin).start()
     connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
+    scheduler = _scheduler(blocks, options)
+    on_gpu = model.device.type == "cuda"
     Loop(
         receive=inbox.receive,
         send=connection.send,
-        scheduler=_scheduler(blocks, options),
+        scheduler=scheduler,
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
-        lookahead=model.device.type == "cuda",
+        lookahead=on_gpu,
         idle=runner.capture_next_graph,
+        reporting=Reporting(
+            scheduler.stats, connection.send, device_memory=torch.cuda.mem_get_info if on_gpu else None
+        ),
     ).run()
 
 

@@ -5,6 +5,11 @@ Takes marks in seconds of CLOCK_BOOTTIME from three processes; knows nothing of 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
+from app.telemetry.names import COLD_START_S, FIRST_TOKEN, SPANS
+
 
 class Ledger:
     """Phases and milestones of one startup, all relative to one exec time."""
@@ -14,6 +19,7 @@ class Ledger:
         self._phases: dict[str, tuple[float, float]] = {}
         self._milestones: dict[str, float] = {}
         self._fallbacks: list[dict[str, str]] = []
+        self.restarts: Counter[str] = Counter(loader=0, engine=0)
 
     def phase(self, name: str, start_s: float, end_s: float) -> None:
         """Record a phase; a repeated name (a restarted process) keeps the latest."""
@@ -30,6 +36,28 @@ class Ledger:
         """Record what was done instead of what was wished for."""
         self._fallbacks.append({"what": what, "reason": reason})
 
+    @property
+    def phases(self) -> Mapping[str, tuple[float, float]]:
+        """Start and end of every phase, in seconds since exec."""
+        return self._phases
+
+    @property
+    def milestones(self) -> Mapping[str, float]:
+        """What has happened, in seconds since exec."""
+        return self._milestones
+
+    def fallback_counts(self) -> Mapping[str, int]:
+        """How often what was replaced."""
+        return Counter(fallback["what"] for fallback in self._fallbacks)
+
+    def durations(self) -> dict[str, float]:
+        """The cold start's spans in seconds, as far as both of their milestones are known."""
+        known = self._milestones
+        spans = {
+            name: known[end] - known[start] for name, (start, end) in SPANS.items() if start in known and end in known
+        }
+        return spans | ({COLD_START_S: known[FIRST_TOKEN]} if FIRST_TOKEN in known else {})
+
     def as_dict(self) -> dict[str, object]:
         """The ledger as `/startupz` shows it, in order of time, rounded to the millisecond."""
         phases = sorted(self._phases.items(), key=lambda item: item[1])
@@ -40,6 +68,7 @@ class Ledger:
             "milestones": {
                 name: round(at, 3) for name, at in sorted(self._milestones.items(), key=lambda item: item[1])
             },
+            "durations": {name: round(value, 3) for name, value in self.durations().items()},
             "fallbacks": self._fallbacks,
         }
 

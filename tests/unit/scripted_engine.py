@@ -20,6 +20,7 @@ from app.lifecycle import Lifecycle, State
 from app.messages import Abort, RequestFailed, StepOutput, Submit, TokenLogprobs, TokenOutput
 from app.service import ServedModel, Service
 from app.telemetry.ledger import Ledger
+from app.telemetry.metrics import Metrics
 from app.text.text_model import TextModel
 
 HANG = "hang"
@@ -171,6 +172,10 @@ def serve(
         dtype="float32",
     )
     front = Front(service)
+    metrics = Metrics(service)
+    service.observers.append(metrics.observe)
+    service.http_observers.append(metrics.observe_http)
+    front.measure_with(metrics.render)
     front.serve_with(create_app(service, options or ApiOptions()))
     return Served(service, engine, front, text)
 

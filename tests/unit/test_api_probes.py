@@ -74,6 +74,7 @@ async def test_startupz_is_the_ledger_and_the_state():
         "state": "ready",
         "phases": [{"name": "import", "start_s": 1.0, "end_s": 2.5}],
         "milestones": {"ready_time": 3.0},
+        "durations": {},
         "fallbacks": [],
     }
 

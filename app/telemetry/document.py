@@ -1,0 +1,35 @@
+"""The tables of metrics and spans in docs/operating.md: `python -m app.telemetry.document docs/operating.md` writes them.
+
+Takes the names and a document, gives the document with the tables between their marks. Knows no value.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from app.telemetry import names
+
+_BEGIN, _END = "<!-- {}: made by app.telemetry.document -->\n", "<!-- end of {} -->\n"
+
+
+def with_tables(document: str) -> str:
+    """The document with today's tables between their marks."""
+    for topic, table in {"metrics": _metrics()}.items():
+        before, rest = document.split(_BEGIN.format(topic))
+        document = before + _BEGIN.format(topic) + table + _END.format(topic) + rest.split(_END.format(topic))[1]
+    return document
+
+
+def _metrics() -> str:
+    lines = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in names.METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        convention = f" OpenTelemetry's `{metric.convention}`." if metric.convention else ""
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help}{convention} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

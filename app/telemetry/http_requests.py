@@ -1,0 +1,25 @@
+"""One HTTP request as it is watched, and the context of its trace.
+
+Pure values; knows neither a framework nor who is told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpRequest:
+    """An answered request; times are seconds of CLOCK_BOOTTIME, `route` is the path's template or empty."""
+
+    method: str
+    route: str
+    path: str
+    status: int
+    start_s: float
+    end_s: float
+    exemplar: dict[str, str] | None = None
+
+
+HttpObserver = Callable[[HttpRequest], None]

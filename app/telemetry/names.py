@@ -1,0 +1,132 @@
+"""Every name that metrics and traces carry, with units and meaning: the one list, from which the docs are made, too.
+
+Metrics have Prometheus names; where one is OpenTelemetry's, `convention` is its name there. Knows no value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric. Histograms and counters of requests have labels from the conventions, dots as underscores."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    convention: str = ""
+
+
+PROVIDER = "coldstream"
+
+_MODEL_LABELS = (
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_response_model",
+)
+
+TIME_TO_FIRST_TOKEN = Metric(
+    "gen_ai_server_time_to_first_token_seconds",
+    "histogram",
+    "From the request's arrival to its first token; successful requests only.",
+    _MODEL_LABELS,
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    "gen_ai.server.time_to_first_token",
+)
+TIME_PER_OUTPUT_TOKEN = Metric(
+    "gen_ai_server_time_per_output_token_seconds",
+    "histogram",
+    "Time after the first token, per token after it and per choice; successful requests only.",
+    _MODEL_LABELS,
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+    "gen_ai.server.time_per_output_token",
+)
+REQUEST_DURATION = Metric(
+    "gen_ai_server_request_duration_seconds",
+    "histogram",
+    "From the request's arrival to its last token or its failure (error_type; empty where it succeeded).",
+    (*_MODEL_LABELS, "error_type"),
+    (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+    "gen_ai.server.request.duration",
+)
+HTTP_DURATION = Metric(
+    "http_server_request_duration_seconds",
+    "histogram",
+    "Every request but probes, from its arrival to the end of its answer; an unknown path has an empty route.",
+    ("http_request_method", "http_route", "http_response_status_code"),
+    (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+    "http.server.request.duration",
+)
+FINISHED = Metric(
+    "coldstream_choices_finished_total", "counter", "Choices that have ended, by finish reason.", ("finish_reason",)
+)
+
+RUNNING = Metric("coldstream_requests_running", "gauge", "Sequences (a request's prompts times n) that are computed.")
+WAITING = Metric(
+    "coldstream_requests_waiting",
+    "gauge",
+    "Sequences that the engine has not begun, or has preempted; scale on these.",
+)
+KV_USED = Metric("coldstream_kv_cache_usage_ratio", "gauge", "Share of the KV cache's blocks that sequences hold.")
+KV_BLOCKS = Metric("coldstream_kv_cache_blocks", "gauge", "Blocks of the KV cache.")
+PREEMPTIONS = Metric(
+    "coldstream_preemptions_total", "counter", "Sequences that gave their blocks up and were computed again later."
+)
+PROMPT_TOKENS = Metric(
+    "coldstream_prompt_tokens_total", "counter", "Tokens of prompts that were computed or found, per sequence."
+)
+CACHED_TOKENS = Metric(
+    "coldstream_prefix_cache_hit_tokens_total", "counter", "Of those, tokens that another sequence had computed."
+)
+GENERATED_TOKENS = Metric("coldstream_generation_tokens_total", "counter", "Tokens that the engine has generated.")
+DEVICE_USED = Metric(
+    "coldstream_gpu_memory_used_bytes", "gauge", "GPU memory that is taken, by whomever; only with a GPU."
+)
+DEVICE_PEAK = Metric(
+    "coldstream_gpu_memory_peak_bytes", "gauge", "The most of it that the engine has seen taken; only with a GPU."
+)
+DEVICE_TOTAL = Metric("coldstream_gpu_memory_bytes", "gauge", "The GPU's memory; only with a GPU.")
+
+STATE = Metric("coldstream_state", "gauge", "1 for the server's state, 0 for the others.", ("state",))
+LOAD_BYTES = Metric("coldstream_load_bytes", "gauge", "Bytes that the load fetches in all; known once it is planned.")
+LOAD_LANDED = Metric("coldstream_load_landed_bytes", "gauge", "Bytes of them that are at their addresses.")
+LOAD_RATE = Metric("coldstream_load_throughput_bytes_per_second", "gauge", "Over the last five seconds; 0 once loaded.")
+LOAD_ETA = Metric("coldstream_load_eta_seconds", "gauge", "Until the last byte, at this rate; while weights load.")
+PHASE_START = Metric(
+    "coldstream_startup_phase_start_seconds", "gauge", "When a phase of the startup began, since exec.", ("phase",)
+)
+PHASE_DURATION = Metric(
+    "coldstream_startup_phase_duration_seconds", "gauge", "How long a phase of the startup took.", ("phase",)
+)
+MILESTONE = Metric(
+    "coldstream_startup_milestone_seconds", "gauge", "When a milestone was reached, since exec.", ("milestone",)
+)
+COLD_START = Metric(
+    "coldstream_startup_duration_seconds", "gauge", "The cold start's spans, as coldstream bench has them.", ("span",)
+)
+FALLBACKS = Metric(
+    "coldstream_fallbacks_total", "counter", "What was replaced because it was not to be had.", ("what",)
+)
+RESTARTS = Metric(
+    "coldstream_process_restarts_total", "counter", "Times that a process was started again.", ("process",)
+)
+SPANS_DROPPED = Metric("coldstream_traces_dropped_total", "counter", "Traces that could not be handed to the exporter.")
+
+METRICS = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))
+
+# The milestones of a cold start, in order, and the spans between them: /startupz, metrics and traces use these names.
+FETCH_START = "artifact_fetch_start"
+FETCH_END = "artifact_fetch_end"
+STAGING_COMPLETE = "host_staging_complete"
+LOAD_COMPLETE = "model_load_complete"
+FIRST_TOKEN = "first_token_time"  # noqa: S105 - a token of text
+COLD_START_S = "cold_start_s"
+SPANS = {
+    "fetch_s": (FETCH_START, FETCH_END),
+    "stage_s": (FETCH_END, STAGING_COMPLETE),
+    "load_s": (STAGING_COMPLETE, LOAD_COMPLETE),
+    "ttft_s": (LOAD_COMPLETE, FIRST_TOKEN),
+}

@@ -1,0 +1,78 @@
+"""/metrics of a whole server: from the first second, live while it loads, and as Prometheus' own tool wants it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+import httpx
+
+from streaming.clock import boottime_s, exec_time_s
+from tests.coldstream import Server, serving, wait_for
+from tests.unit.test_metrics import samples
+from tools.blob_server import BlobServer
+from tools.prometheus_binary import ensure_promtool
+
+
+def scrape(server: Server) -> dict[str, dict[str, float]]:
+    return samples(server.client.get("/metrics").text)
+
+
+def test_metrics_tell_of_the_load_while_it_runs_and_of_the_startup_afterwards(demo_model_dir, tmp_path):
+    """Bytes rise, an ETA stands there and goes; then phases, the cold start's names, the engine and a clean lint."""
+    with (
+        BlobServer(demo_model_dir, bytes_per_s=45e6) as source,
+        serving(source.url, log_path=tmp_path / "log") as server,
+    ):
+        first = wait_for(lambda: _scraped(server))
+        assert boottime_s() - exec_time_s(server.pid) < 3  # 0.4 on a machine with nothing else to do
+        assert first["coldstream_state"]["state=ready"] == 0
+        landed, etas = [], []
+        while server.health()[0] != 200:
+            found = scrape(server)
+            landed += found.get("coldstream_load_landed_bytes", {}).values()
+            etas += found.get("coldstream_load_eta_seconds", {}).values()
+            time.sleep(0.1)
+        server.complete("Hello", max_tokens=8)
+        wait_for(lambda: scrape(server).get("coldstream_kv_cache_blocks"))
+        found, ledger = scrape(server), server.client.get("/startupz").json()
+        text = server.client.get("/metrics").content
+    assert landed == sorted(landed)
+    assert landed[-1] > landed[0]
+    assert any(eta > 0 for eta in etas)
+    assert "coldstream_load_eta_seconds" not in found
+    assert found["coldstream_load_landed_bytes"] == found["coldstream_load_bytes"]
+    _agrees_with_the_ledger(found, ledger)
+    assert found["coldstream_generation_tokens_total"] == {"": 8}
+    assert found["coldstream_state"]["state=ready"] == 1
+    lint = subprocess.run([ensure_promtool(), "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (lint.returncode, lint.stderr.decode()) == (0, "")
+
+
+def _agrees_with_the_ledger(found, ledger):
+    """Every phase, milestone and duration of /startupz, to the millisecond, and nothing else."""
+    starts = {f"phase={phase['name']}": phase["start_s"] for phase in ledger["phases"]}
+    milestones = {f"milestone={name}": at_s for name, at_s in ledger["milestones"].items()}
+    durations = {f"span={name}": value for name, value in ledger["durations"].items()}
+    assert set(ledger["milestones"]) == {
+        "artifact_fetch_start",
+        "artifact_fetch_end",
+        "host_staging_complete",
+        "model_load_complete",
+        "first_token_time",
+    }
+    assert set(ledger["durations"]) == {"fetch_s", "stage_s", "load_s", "ttft_s", "cold_start_s"}
+    assert rounded(found["coldstream_startup_phase_start_seconds"]) == starts
+    assert rounded(found["coldstream_startup_milestone_seconds"]) == milestones
+    assert rounded(found["coldstream_startup_duration_seconds"]) == durations
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def _scraped(server: Server) -> dict[str, dict[str, float]] | None:
+    try:
+        return scrape(server)
+    except httpx.TransportError:
+        return None
