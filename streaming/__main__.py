@@ -33,6 +33,7 @@ from streaming.messages import (
     PhaseTimed,
     Plan,
     Planned,
+    ShardTimes,
     Staged,
     ToLoader,
 )
@@ -89,6 +90,7 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
 def _stream(server: Server, request: LoadRequest, source: Source, destination: Destination, fds: list[int]) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
+    from streaming.timings import Timings
 
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, source)
@@ -106,8 +108,11 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
 
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    fetched_s = land(source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed)
-    _finish(server, request, start_s, fetched_s, sum(chunk.nbytes for chunk in left))
+    timings = Timings()
+    fetched_s = land(
+        source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+    )
+    _finish(server, request, start_s, fetched_s, sum(chunk.nbytes for chunk in left), timings.shards())
 
 
 def _stage(server: Server, request: LoadRequest, source: Source) -> None:
@@ -152,11 +157,25 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
     return [chunk for chunk in plan.chunks if chunk.chunk_id not in done]
 
 
-def _finish(server: Server, request: LoadRequest, start_s: float, fetched_s: float, fetched_bytes: int) -> None:
+def _finish(
+    server: Server,
+    request: LoadRequest,
+    start_s: float,
+    fetched_s: float,
+    fetched_bytes: int,
+    shards: tuple[ShardTimes, ...] = (),
+) -> None:
     """Say that the bytes are there, as of now."""
     end_s = boottime_s()
-    server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s)
+    server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
+    if shards:
+        from streaming.timings import whole
+
+        staged_s, taken_s = whole(shards, "stage")
+        copied_s, _ = whole(shards, "copy")
+        server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
+        server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=end_s))
+    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s, shards=shards)
     server.send(Landed(origin=request.origin, report=report))
 
 

@@ -231,12 +231,26 @@ class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     end_s: float
 
 
+class ShardTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """One shard's way, each interval from its first chunk to its last: fetched, waiting in host memory, copied."""
+
+    shard: str
+    nbytes: int
+    fetch: tuple[float, float]
+    stage: tuple[float, float]
+    copy: tuple[float, float]
+
+
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one loader did: the bytes that this process fetched, when it had them, when they had landed."""
+    """What one loader did: the bytes that this process fetched, when it had them, when they had landed.
+
+    `shards` are empty where shards go to disk whole.
+    """
 
     fetched_bytes: int
     fetched_s: float
     landed_s: float
+    shards: tuple[ShardTimes, ...] = ()
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True, kw_only=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from streaming.arena import Arena
 from streaming.clock import boottime_s
 from streaming.messages import BlobVersion, Chunk
+from streaming.timings import Timings
 
 if TYPE_CHECKING:
     from obstore import Bytes
@@ -38,6 +39,7 @@ def land(
     lanes: int,
     writers: int,
     on_landed: Callable[[Chunk], None],
+    timings: Timings,
 ) -> float:
     """Fetch and land every chunk; returns once all of them have landed.
 
@@ -51,6 +53,7 @@ def land(
         lanes: How many chunks are fetched at once.
         writers: How many are put at their addresses at once.
         on_landed: Called from writers' threads, once per chunk.
+        timings: Filled with each shard's times.
 
     Returns:
         When the last byte had been fetched (CLOCK_BOOTTIME, seconds); landing it took until the return.
@@ -58,9 +61,14 @@ def land(
     Raises:
         StreamingError: Of the first chunk that failed.
     """
-    pool = [_Writer(arena, on_landed) for _ in range(writers)]
+
+    def landed(chunk: Chunk) -> None:
+        timings.landed(chunk.shard, boottime_s())
+        on_landed(chunk)
+
+    pool = [_Writer(arena, landed) for _ in range(writers)]
     try:
-        return asyncio.run(_Load(source, versions, pool).run(iter(chunks), lanes))
+        return asyncio.run(_Load(source, versions, pool, timings).run(iter(chunks), lanes))
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
@@ -71,8 +79,11 @@ def land(
 class _Load:
     """What the lanes of one load have in common."""
 
-    def __init__(self, source: RangeReader, versions: Iterable[BlobVersion], writers: Sequence[_Writer]):
+    def __init__(
+        self, source: RangeReader, versions: Iterable[BlobVersion], writers: Sequence[_Writer], timings: Timings
+    ):
         self._source = source
+        self._timings = timings
         self._versions = {version.name: version for version in versions}
         self._writers = writers
         self._idle: asyncio.Queue[_Writer] = asyncio.Queue()
@@ -94,9 +105,12 @@ class _Load:
 
     async def _run_lane(self, todo: Iterator[Chunk]) -> None:
         for chunk in todo:
+            start_s = boottime_s()
             data = await self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
-            self._fetched_s = boottime_s()  # of several lanes the last one writes last
+            fetched_s = self._fetched_s = boottime_s()  # of several lanes the last one writes last
+            self._timings.fetched(chunk.shard, chunk.nbytes, start_s, fetched_s)
             writer = await self._idle.get()
+            self._timings.taken(chunk.shard, fetched_s, boottime_s())
             await writer.write(chunk, data)
             self._idle.put_nowait(writer)
             del data  # or another chunk would be held while the next one is fetched
