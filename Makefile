@@ -59,5 +59,5 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.development: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP_INSTALL) --editable '.[demo,dev]'
+	$(PIP_INSTALL) --editable '.[demo,dev,otel]'
 	@touch .venv/.demo $@

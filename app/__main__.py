@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from app.child import Child, spawn
+from streaming.clock import boottime_s
 
 
 def main() -> None:
@@ -21,11 +22,12 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code. No child outlives it."""
+    began_s = boottime_s()
     children = _spawn_children() if _serves(arguments) else ()
     try:
         from app import command
 
-        return command.run(arguments, os.environ, children)
+        return command.run(arguments, os.environ, children, began_s)
     except KeyboardInterrupt:
         return 130
     finally:

@@ -30,7 +30,7 @@ def run(command: Command) -> int:
         StreamingError: It could not be done.
         ServerFailed: A server that was to be measured.
     """
-    logs.configure(command.settings.observability.log_level)
+    logs.configure(command.settings.observability.log_level, logs.TEXT)
     for notice in command.settings.notices:
         logger.info(notice)
     if command.name == "push":

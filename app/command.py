@@ -25,19 +25,20 @@ if TYPE_CHECKING:
     import socket
 
 
-def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence[Child]) -> int:
+def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence[Child], began_s: float) -> int:
     """Run it; a user's mistake is one line on standard error.
 
     Args:
         arguments: The command line without the program's name.
         environ: The environment.
         children: Loader and engine, where the command serves.
+        began_s: When the first line of ours ran (CLOCK_BOOTTIME).
     """
     try:
         command = parse(arguments, environ)
         if command.name == "serve":
             loader, engine = children
-            return serve(command.settings, environ, loader, engine)
+            return serve(command.settings, environ, loader, engine, began_s)
         from app import cli
 
         return cli.run(command)
@@ -46,14 +47,17 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence
         return error.exit_code
 
 
-def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine: Child) -> int:
+def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine: Child, began_s: float) -> int:
     """Bind, tell loader and engine what to do, then import the rest and serve."""
     exec_s = exec_time_s()
     parsed_s = boottime_s()
     sock = listen(settings.server.host, settings.server.port)
     bound_s = boottime_s()
     start = StartEngine(
-        log_level=settings.observability.log_level, device=settings.device.kind, visible_devices=settings.device.visible
+        log_level=settings.observability.log_level,
+        log_format=settings.observability.log_format,
+        device=settings.device.kind,
+        visible_devices=settings.device.visible,
     )
 
     def respawn(module: str, patient: bool) -> Child:
@@ -73,12 +77,15 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
     )
     _tell(loader, request)
     phases = (
-        PhaseTimed(name="server.settings", start_s=exec_s, end_s=parsed_s),
+        PhaseTimed(name="interpreter", start_s=exec_s, end_s=began_s),
+        PhaseTimed(name="server.settings", start_s=began_s, end_s=parsed_s),
         PhaseTimed(name="server.bind", start_s=parsed_s, end_s=bound_s),
     )
     from app.serve import Start, run
+    from app.telemetry.trace_options import trace_options
 
-    return run(Start(settings, exec_s, sock, respawn, request, loader, engine, phases))
+    traces = trace_options(environ, settings.observability.otlp_traces_endpoint)
+    return run(Start(settings, exec_s, sock, respawn, request, loader, engine, phases, traces))
 
 
 def _tell(child: Child, message: StartEngine | LoadRequest) -> None:

@@ -80,6 +80,7 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """What every engine hears first: how to log, where to compute ("cpu" or "cuda"), which GPU it sees."""
 
     log_level: str = "info"
+    log_format: str = "auto"
     device: str = "cpu"
     visible_devices: str = ""
 

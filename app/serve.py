@@ -9,23 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from app.api.front import Application, Front, Render
-from app.child import Child
+from app.child import Child, spawn
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
 from app.service import Service
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.telemetry import logs
+from app.telemetry.export import TraceExport
 from app.telemetry.ledger import Ledger
+from app.telemetry.trace_options import TraceOptions
+from app.telemetry.tracing import Tracing
 from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.messages import LoadRequest, PhaseTimed
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GIL_SWITCH_S = 0.0005
+# A request that waits for a ready server has the processor to itself for so long, before an exporter starts.
+_FIRST_ANSWER_S = 0.3
+_EXPORTER = "app.telemetry.exporter"
 # After the drain every request has its answer; this is for writing it.
 _LAST_WORDS_S = 2
 
@@ -52,6 +59,7 @@ class Start:
     loader: Child
     engine: Child
     phases: tuple[PhaseTimed, ...]
+    traces: TraceOptions
 
 
 def run(start: Start) -> int:
@@ -59,7 +67,7 @@ def run(start: Start) -> int:
     # A thread imports FastAPI while the event loop answers probes, and each of a probe's few turns waits this
     # long for the GIL: with the default of 5 ms that adds up to 30.
     sys.setswitchinterval(_GIL_SWITCH_S)
-    logs.configure(start.settings.observability.log_level)
+    logs.configure(start.settings.observability.log_level, start.settings.observability.log_format)
     for notice in start.settings.notices:
         logger.info(notice)
     return asyncio.run(_serve(start))
@@ -67,11 +75,12 @@ def run(start: Start) -> int:
 
 async def _serve(start: Start) -> int:
     service = _service(start)
+    tracing = _tracing(service, start.traces)
     stopped = _stop_on_signals()
     supervisor = Supervisor(
         service, start.request, _wishes(start.settings), start.spawn, loader=start.loader, engine=start.engine
     )
-    reporting = asyncio.create_task(_report_when_ready(service, start.settings))
+    reporting = asyncio.create_task(_report_when_ready(service, start.settings, tracing))
     try:
         front = Front(service)
         server = await asyncio.to_thread(_build_http_server, front)
@@ -80,12 +89,15 @@ async def _serve(start: Start) -> int:
         front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
         await _drain(service, start.settings.server.drain_timeout_s)
+        if start.settings.observability.emit_gpu_memory_watermark:
+            _log_watermark(service)
         server.should_exit = True
         await serving
         return code
     finally:
         reporting.cancel()
         supervisor.close()
+        await asyncio.to_thread(tracing.close)
 
 
 def _wishes(settings: Settings) -> Wishes:
@@ -109,6 +121,22 @@ def _service(start: Start) -> Service:
         engine=EngineClient(max_sequences=settings.server.max_waiting_requests),
         report_first_token=settings.observability.emit_first_token_latency,
     )
+
+
+def _tracing(service: Service, options: TraceOptions) -> Tracing:
+    """The exporter is a process that starts only after the server is ready."""
+    if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
+        logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
+        options = replace(options, exporters=())
+    export = TraceExport(
+        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
+    )
+    tracing = Tracing(options, export, service.ledger)
+    service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
+    if options.is_exported:
+        service.observers.append(tracing.observe)
+        service.http_observers.append(tracing.observe_http)
+    return tracing
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -201,10 +229,17 @@ async def _drain(service: Service, timeout_s: float) -> None:
     service.engine.detach("the server is shutting down")
 
 
-async def _report_when_ready(service: Service, settings: Settings) -> None:
-    """Log the ledger once the server is ready, if phase timings are wanted."""
+def _log_watermark(service: Service) -> None:
+    device = service.load.stats and service.load.stats.device
+    if device:
+        logger.info("GPU memory: at most %d of %d bytes were taken", device.peak_bytes, device.total_bytes)
+
+
+async def _report_when_ready(service: Service, settings: Settings, tracing: Tracing) -> None:
+    """Trace the startup once the server is ready, and log the ledger, if phase timings are wanted."""
     while service.lifecycle.state is not State.READY:
         await service.lifecycle.changed()
+    tracing.startup_ended()
     if settings.observability.emit_phase_timings:
         for line in service.ledger.lines():
             logger.info(line)

@@ -18,6 +18,7 @@ from app.telemetry.http_requests import HttpObserver
 from app.telemetry.ledger import Ledger
 from app.telemetry.names import FIRST_TOKEN
 from app.telemetry.requests import Observer, Watch, WatchedRequest
+from app.telemetry.spans import RequestTrace
 from streaming.clock import boottime_s
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Service:
         self.load = EngineLoad()
         self.observers: list[Observer] = []
         self.http_observers: list[HttpObserver] = []
+        self.begin_trace: Callable[[str, str], RequestTrace | None] = lambda _parent, _state: None
         self.dropped_traces: Callable[[], int] = lambda: 0
         self.model: ServedModel | None = None
         self._report_first_token = report_first_token

@@ -151,6 +151,7 @@ class Supervisor:
     def landed(self, plan: Plan, report: LoadReport) -> None:
         """The bytes are there: log the line that proves the path, and warm up on them."""
         ledger = self._service.ledger
+        ledger.fetched_bytes, ledger.shards = report.fetched_bytes, report.shards
         ledger.milestone(names.FETCH_END, report.fetched_s)
         ledger.milestone(names.STAGING_COMPLETE, report.landed_s)
         assert self._model is not None  # nothing is planned without one
@@ -176,7 +177,7 @@ class Supervisor:
         model, text = self._model, self._text
         assert model is not None  # the engine was bound to it,
         assert text is not None  # and warmed up on its tokens
-        self._service.ledger.milestone(names.LOAD_COMPLETE, boottime_s())
+        heard_s = boottime_s()
         self._service.model = ServedModel(
             text=text,
             max_model_len_tokens=ready.max_model_len_tokens,
@@ -186,6 +187,9 @@ class Supervisor:
             dtype=self._wishes.dtype,
         )
         self._service.engine.attach(self._engine.send)
+        ready_s = boottime_s()
+        if self._service.ledger.milestone(names.LOAD_COMPLETE, ready_s):
+            self._service.ledger.phase("ready", heard_s, ready_s)
         if self._service.lifecycle.advance(State.READY, "loaded and warm"):
             logger.info("ready: %s, %d KV cache blocks", model.architecture, ready.kv_cache_blocks)
 

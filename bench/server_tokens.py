@@ -24,6 +24,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from bench.load import Shape, prompts_of
+from streaming.clock import boottime_s
 from tools.demo_model import ensure_demo_model
 from tools.ports import free_port
 
@@ -74,7 +75,7 @@ def serve(folder: str, port: str, step_ms: str) -> int:
     os.sched_setaffinity(0, {0})
     try:
         flags = ["--port", port, "--host", "127.0.0.1", "--served-model-name", "m", "--device", "cpu"]
-        return command.run(["serve", folder, *flags], os.environ, children)
+        return command.run(["serve", folder, *flags], os.environ, children, boottime_s())
     finally:
         for child in children:
             child.kill()

@@ -26,7 +26,7 @@ from tools.child import last_line, running
 ACCOUNT_NAME = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 # Variables that the server reads: none of the machine's own may reach a test or the demo.
-SETTINGS_PREFIXES = ("COLDSTREAM_", "AZURE_", "RUNAI_", "MODEL_")
+SETTINGS_PREFIXES = ("COLDSTREAM_", "AZURE_", "RUNAI_", "MODEL_", "OTEL_", "TRACEPARENT", "TRACESTATE")
 
 _ROOT = Path(__file__).resolve().parent.parent
 _VERSION = "3.37.0"

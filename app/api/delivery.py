@@ -75,6 +75,16 @@ def _watched(
         served_model=service.model_names[0],
         arrived_s=state["arrived_s"],
         choices=len(generation.prompts),
+        parameters={
+            "gen_ai.request.stream": bool(body.stream),
+            "gen_ai.request.choice.count": generation.choices if generation.choices > 1 else None,
+            "gen_ai.request.temperature": body.temperature,
+            "gen_ai.request.top_p": body.top_p,
+            "gen_ai.request.top_k": body.top_k,
+            "gen_ai.request.seed": body.seed,
+            "gen_ai.request.max_tokens": generation.sampling[0].max_tokens,
+            "gen_ai.usage.input_tokens": generation.prompt_tokens,
+        },
         trace=state["trace"],
     )
 

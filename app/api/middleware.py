@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import error_response
 from app.errors import RequestTooLarge, ServiceError, Unauthorized
 from app.telemetry.http_requests import HttpObserver, HttpRequest
+from app.telemetry.logs import current_trace
+from app.telemetry.spans import RequestTrace
 from streaming.clock import boottime_s
 
 # Others are counted as one: a client may invent any number of them.
@@ -26,18 +28,26 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Watching:
-    """Notes when every request came and how it was answered, and tells the observers.
+    """Begins every request's trace, notes when it came and how it was answered, and tells the observers.
 
     The outermost one, whose clock the others share (`scope["state"]["arrived_s"]`, beside `"trace"`). It wraps no
     message: a streamed token passes none of this.
 
     Args:
         observers: Told of every answered request.
+        begin_trace: Takes the headers traceparent and tracestate.
     """
 
-    def __init__(self, app: ASGIApp, *, observers: Sequence[HttpObserver]):
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        observers: Sequence[HttpObserver],
+        begin_trace: Callable[[str, str], RequestTrace | None],
+    ):
         self._app = app
         self._observers = observers
+        self._begin_trace = begin_trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -45,8 +55,12 @@ class Watching:
             await self._app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
+        arrived_s = boottime_s()
+        headers = Headers(scope=scope)
+        trace = self._begin_trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
+        current_trace.set(trace)
         # Until `RequestIds` sees an answer begin, it is what an exception becomes.
-        state.update(arrived_s=boottime_s(), status=500, trace=None)
+        state.update(arrived_s=arrived_s, status=500, trace=trace)
         try:
             await self._app(scope, receive, send)
         finally:
@@ -61,6 +75,10 @@ class Watching:
             status=state["status"],
             start_s=state["arrived_s"],
             end_s=boottime_s(),
+            scheme=scope["scheme"],
+            client_address=scope["client"][0] if scope.get("client") else None,
+            request_id=state.get("request_id"),
+            trace=state["trace"],
         )
         for observe in self._observers:
             observe(request)

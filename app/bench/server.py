@@ -99,7 +99,7 @@ class Server:
 def serving(words: Sequence[str], api_keys: Sequence[str]) -> Iterator[Server]:
     """Run `coldstream` with `words` on a free port of the loopback address for the length of a `with` block."""
     port = _free_port()
-    command = [sys.executable, "-P", "-m", "app", *words, f"--host={_HOST}", f"--port={port}"]
+    command = [sys.executable, "-P", "-m", "app", *words, f"--host={_HOST}", f"--port={port}", "--log-format=text"]
     headers = {"authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(

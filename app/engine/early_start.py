@@ -68,7 +68,7 @@ class EarlyStart:
         try:
             start, _ = self._connection.recv()
             assert isinstance(start, StartEngine)  # the server says this first
-            configure(start.log_level)
+            configure(start.log_level, start.log_format)
             if start.device == "cuda":
                 show_devices(start.visible_devices)
                 cuda = Cuda.find()

@@ -6,7 +6,7 @@ Knows no model and no source.
 from typing import Annotated
 
 from app.messages import EngineOptions
-from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, bare, choice, count, integer, number, size
+from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, URI, bare, choice, count, integer, number, size
 from app.settings.table import Section, Setting
 
 _ENGINE = EngineOptions()
@@ -87,14 +87,29 @@ class ObservabilitySettings(Section, frozen=True, kw_only=True):
     log_level: Annotated[str, Setting(choice("debug", "info", "warning", "error"), "The least severe line logged.")] = (
         "info"
     )
+    log_format: Annotated[
+        str,
+        Setting(
+            choice("auto", "json", "text"),
+            "One JSON object per line, or text for people; auto is text on a terminal and JSON elsewhere.",
+        ),
+    ] = "auto"
+    otlp_traces_endpoint: Annotated[
+        str,
+        Setting(
+            URI,
+            "Where traces go; every other OTEL_ variable is honoured as OpenTelemetry's SDK for Python does.",
+            variables=("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",),
+            unset="OTEL_EXPORTER_OTLP_ENDPOINT, or no traces",
+        ),
+    ] = ""
     emit_phase_timings: Annotated[bool, Setting(BOOL, "Log the startup ledger, phase by phase.")] = True
     emit_gpu_memory_watermark: Annotated[
         bool,
         Setting(
             BOOL,
-            "Report the most GPU memory ever used.",
+            "Log at the end the most GPU memory that was ever taken; the metric is there without it.",
             flags=(),
-            status="not yet active: it will be logged and be a metric",
         ),
     ] = False
     emit_first_token_latency: Annotated[bool, Setting(BOOL, "Report the time to the first token.")] = True

@@ -1,4 +1,4 @@
-"""The tables of metrics and spans in docs/operating.md: `python -m app.telemetry.document docs/operating.md` writes them.
+"""The tables of metrics and phases in docs/operating.md: `python -m app.telemetry.document docs/operating.md` writes them.
 
 Takes the names and a document, gives the document with the tables between their marks. Knows no value.
 """
@@ -15,7 +15,7 @@ _BEGIN, _END = "<!-- {}: made by app.telemetry.document -->\n", "<!-- end of {} 
 
 def with_tables(document: str) -> str:
     """The document with today's tables between their marks."""
-    for topic, table in {"metrics": _metrics()}.items():
+    for topic, table in {"metrics": _metrics(), "phases": _phases()}.items():
         before, rest = document.split(_BEGIN.format(topic))
         document = before + _BEGIN.format(topic) + table + _END.format(topic) + rest.split(_END.format(topic))[1]
     return document
@@ -27,6 +27,11 @@ def _metrics() -> str:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         convention = f" OpenTelemetry's `{metric.convention}`." if metric.convention else ""
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help}{convention} |")
+    return "\n".join(lines) + "\n"
+
+
+def _phases() -> str:
+    lines = ["| phase | from, to |", "|---|---|", *(f"| `{name}` | {help_} |" for name, help_ in names.PHASES.items())]
     return "\n".join(lines) + "\n"
 
 

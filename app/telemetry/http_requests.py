@@ -1,4 +1,4 @@
-"""One HTTP request as it is watched, and the context of its trace.
+"""One HTTP request as it is watched.
 
 Pure values; knows neither a framework nor who is told of them.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from app.telemetry.spans import RequestTrace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,10 @@ class HttpRequest:
     status: int
     start_s: float
     end_s: float
-    exemplar: dict[str, str] | None = None
+    scheme: str = "http"
+    client_address: str | None = None
+    request_id: str | None = None
+    trace: RequestTrace | None = None
 
 
 HttpObserver = Callable[[HttpRequest], None]

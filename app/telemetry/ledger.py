@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from app.telemetry.names import COLD_START_S, FIRST_TOKEN, SPANS
+from streaming.messages import ShardTimes
 
 
 class Ledger:
@@ -19,6 +20,8 @@ class Ledger:
         self._phases: dict[str, tuple[float, float]] = {}
         self._milestones: dict[str, float] = {}
         self._fallbacks: list[dict[str, str]] = []
+        self.fetched_bytes = 0
+        self.shards: tuple[ShardTimes, ...] = ()
         self.restarts: Counter[str] = Counter(loader=0, engine=0)
 
     def phase(self, name: str, start_s: float, end_s: float) -> None:

@@ -47,13 +47,13 @@ class Metrics:
     def observe_http(self, request: HttpRequest) -> None:
         """Count one answered HTTP request."""
         self._http.labels(request.method, request.route, str(request.status)).observe(
-            request.end_s - request.start_s, request.exemplar
+            request.end_s - request.start_s, _exemplar(request)
         )
 
     def observe(self, request: WatchedRequest) -> None:
         """Count one request for text; times to tokens are of successful ones only, as the conventions have it."""
         labels = (request.operation, names.PROVIDER, request.model, request.served_model)
-        exemplar = None if request.trace is None else request.trace.exemplar
+        exemplar = _exemplar(request)
         self._duration.labels(*labels, request.error or "").observe(request.ended_s - request.arrived_s, exemplar)
         self._prompt_tokens.inc(request.prompt_tokens)
         self._cached_tokens.inc(request.cached_tokens)
@@ -133,6 +133,10 @@ class _ServiceCollector(Collector):
             yield names.DEVICE_TOTAL, stats.device.total_bytes
             yield names.DEVICE_USED, stats.device.used_bytes
             yield names.DEVICE_PEAK, stats.device.peak_bytes
+
+
+def _exemplar(request: HttpRequest | WatchedRequest) -> dict[str, str] | None:
+    return None if request.trace is None else request.trace.exemplar
 
 
 def _labelled(metric: Metric, values: Mapping[str, float]) -> Iterator[Sample]:

@@ -130,3 +130,42 @@ SPANS = {
     "load_s": (STAGING_COMPLETE, LOAD_COMPLETE),
     "ttft_s": (LOAD_COMPLETE, FIRST_TOKEN),
 }
+
+# Spans, and attributes of them that no convention names.
+STARTUP_SPAN = "startup"
+FIRST_TOKEN_SPAN = "first_token"  # noqa: S105 - a token of text
+SHARD_SPANS = {"fetch": "shard.fetch", "stage": "shard.stage", "copy": "shard.copy"}
+BYTES = "coldstream.bytes"
+THROUGHPUT = "coldstream.throughput_bytes_per_s"
+SHARD = "coldstream.shard"
+UNATTRIBUTED_MS = "unattributed_ms"
+OVERLAP_RATIO = "overlap_ratio"
+FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
+REQUEST_ID = "coldstream.request_id"
+QUEUE_EVENT, PREFILL_EVENT, DECODE_EVENT = "queue", "prefill", "decode"
+
+# What the ledger's phases, which are the startup trace's spans, mean.
+PHASES = {
+    "interpreter": "exec until the first line of ours; loader and engine are spawned there",
+    "server.settings": "until the settings are read",
+    "server.bind": "the socket",
+    "server.import": "FastAPI imported, the API built",
+    "server.tokenizer": "the tokenizer read",
+    "loader.spawn": "the loader's interpreter and first imports",
+    "source.headers": "both rounds of metadata reads",
+    "plan": "every address and every read decided",
+    "arena": "the memory of the weights made",
+    "weights.fetch": "the first read of weights asked for, until the last byte was fetched",
+    "weights.stage": "fetched chunks waited in host memory for a writer",
+    "weights.copy": "chunks were put at their addresses (on a GPU by way of pinned memory)",
+    "engine.exec": "the engine's interpreter",
+    "engine.import": "torch imported, as far as the engine waits for it",
+    "engine.transformers": "transformers imported, for a model that our own decoder does not compute",
+    "engine.bind": "the skeleton bound to the arena",
+    "engine.cache": "the KV cache made",
+    "engine.warmup": "a pass on whatever bytes were there; left out where all had landed",
+    "engine.capture": "CUDA graphs captured while bytes landed; on a GPU only",
+    "weights.load": "what is left to copy once all bytes are there; nothing where they are served in place",
+    "engine.first_pass": "a pass over the real weights, checked",
+    "ready": "the engine's word until `/health` turned 200",
+}

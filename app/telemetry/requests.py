@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from app.errors import ServiceError
+from app.telemetry.spans import RequestTrace
 from streaming.clock import boottime_s
 
 CHAT, COMPLETION = "chat", "text_completion"
@@ -25,7 +26,7 @@ class WatchedRequest:
     `operation` is `CHAT` or `COMPLETION`. `scheduled_s` is when the engine began with its first sequence,
     `first_token_s` when a token had come; None where that never happened. `prompt_tokens` and `cached_tokens` are of the
     sequences that began, `output_tokens` of all. `error` is None where all went well. `parameters` are the request's own,
-    by their names in OpenTelemetry's conventions. `trace` is what the HTTP layer hands through.
+    by their names in OpenTelemetry's conventions.
     """
 
     operation: str
@@ -34,7 +35,7 @@ class WatchedRequest:
     arrived_s: float
     choices: int
     parameters: dict[str, Any] = field(default_factory=dict)
-    trace: Any = None
+    trace: RequestTrace | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None
     ended_s: float = 0.0

@@ -95,6 +95,8 @@ def test_text_knows_neither_http_nor_engine():
             },
         ),
         ("yaml", {"app/settings/yaml_file.py"}),
+        ("prometheus_client", {"app/telemetry/metrics.py"}),
+        ("opentelemetry", {"app/telemetry/exporter.py"}),
         ("fastapi", None),
     ],
 )

@@ -159,9 +159,7 @@ def test_exemplars_come_with_openmetrics_only(accept, has_exemplar):
             choices=1, output_tokens=5, trace=trace,
         )
     )  # fmt: skip
-    metrics.observe_http(
-        HttpRequest(method="GET", route="/", path="/", status=200, start_s=1, end_s=2, exemplar=trace.exemplar)
-    )
+    metrics.observe_http(HttpRequest(method="GET", route="/", path="/", status=200, start_s=1, end_s=2, trace=trace))
     text, content_type = metrics.render(accept)
     assert content_type.startswith(accept.partition(";")[0] or "text/plain")
     if has_exemplar:

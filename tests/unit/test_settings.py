@@ -46,7 +46,6 @@ def test_case_study_file_is_told_what_changes_nothing(tmp_path):
         "startup.readiness_probe_initial_delay_seconds",
         "startup.fail_if_checksum_mismatch",
         "storage.local_nvme_cache_enabled",
-        "observability.emit_gpu_memory_watermark",
     }
 
 
