@@ -72,11 +72,13 @@ class Service:
         """A context around a request's generation, at whose end the observers are told of it."""
         return Watch(request, self.observers)
 
-    def first_token(self) -> None:
-        """The first token of some sequence has reached the API; the process's first is a milestone."""
+    def first_token(self) -> bool:
+        """The first token of some sequence has reached the API; the process's first is a milestone, told by True."""
         now_s = boottime_s()
-        if self.ledger.milestone(FIRST_TOKEN, now_s) and self._report_first_token:
+        is_first = self.ledger.milestone(FIRST_TOKEN, now_s)
+        if is_first and self._report_first_token:
             logger.info("first token %.3f s after exec", now_s - self.ledger.exec_s)
+        return is_first
 
     def ready_model(self) -> ServedModel:
         """The model, if a request may use it now.

@@ -97,8 +97,10 @@ async def generate(
             for index, token in await running.tokens():
                 delta = choices[index].push(token)
                 if delta.prompt is not None:
-                    service.first_token()
-                    watch.began(len(token_ids[index]), token.cached_tokens or 0, token.scheduled_s)
+                    is_first = service.first_token()
+                    watch.began(
+                        len(token_ids[index]), token.cached_tokens or 0, token.scheduled_s, is_first_of_all=is_first
+                    )
                 if delta.finish_reason is not None:
                     running.abort(index)  # the engine does not know stop strings
                     watch.ended(delta.finish_reason)

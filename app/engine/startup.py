@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -100,7 +101,9 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         lookahead=on_gpu,
         idle=runner.capture_next_graph,
         reporting=Reporting(
-            scheduler.stats, connection.send, device_memory=torch.cuda.mem_get_info if on_gpu else None
+            scheduler.stats,
+            connection.send,
+            device_memory=partial(torch.cuda.mem_get_info, model.device) if on_gpu else None,
         ),
     ).run()
 

@@ -25,7 +25,7 @@ class WatchedRequest:
 
     `operation` is `CHAT` or `COMPLETION`. `scheduled_s` is when the engine began with its first sequence,
     `first_token_s` when a token had come; None where that never happened. `prompt_tokens` and `cached_tokens` are of the
-    sequences that began, `output_tokens` of all. `error` is None where all went well. `parameters` are the request's own,
+    sequences that began, `output_tokens` of all. The process's first token is in the one that `has_first_token`. `error` is None where all went well. `parameters` are the request's own,
     by their names in OpenTelemetry's conventions.
     """
 
@@ -44,6 +44,7 @@ class WatchedRequest:
     output_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
+    has_first_token: bool = False
 
 
 Observer = Callable[[WatchedRequest], None]
@@ -72,9 +73,12 @@ class Watch:
         for observe in self._observers:
             observe(request)
 
-    def began(self, prompt_tokens: int, cached_tokens: int, scheduled_s: float | None) -> None:
-        """A sequence's first token has come."""
+    def began(
+        self, prompt_tokens: int, cached_tokens: int, scheduled_s: float | None, *, is_first_of_all: bool
+    ) -> None:
+        """A sequence's first token has come; it may be the process's first."""
         request = self.request
+        request.has_first_token |= is_first_of_all
         if request.first_token_s is None:
             request.first_token_s = boottime_s()
             request.scheduled_s = scheduled_s

@@ -45,7 +45,6 @@ class Tracing:
         self._clock = UnixClock()
         parent = options.startup_parent
         self._startup = SpanContext(parent.trace_id if parent else new_trace_id(), new_span_id())
-        self._is_first = True
 
     def startup_ended(self) -> None:
         """The server is ready: hand its startup over, and begin to export."""
@@ -66,8 +65,7 @@ class Tracing:
         trace = request.trace
         if trace is None or not self._options.is_exported:
             return
-        if self._is_first and names.FIRST_TOKEN in self._ledger.milestones:
-            self._is_first = False
+        if request.has_first_token:
             links: tuple[SpanContext, ...] = (self._startup,)
             self._export.put(first_token_trace(self._ledger, self._startup, trace.context, self._clock))
         else:

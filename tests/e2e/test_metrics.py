@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 
 from streaming.clock import boottime_s, exec_time_s
 from tests.coldstream import Server, serving, wait_for
+from tests.collector import sink
 from tests.unit.test_metrics import samples
 from tools.blob_server import BlobServer
+from tools.child import running
+from tools.ports import free_port
 from tools.prometheus_binary import ensure_promtool
 
 
@@ -76,3 +82,61 @@ def _scraped(server: Server) -> dict[str, dict[str, float]] | None:
         return scrape(server)
     except httpx.TransportError:
         return None
+
+
+def test_prometheus_itself_keeps_the_exemplars(demo_model_dir, tmp_path):
+    """A real Prometheus scrapes OpenMetrics, and a histogram leads to the trace of the request that it counted."""
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with (
+        sink() as (_, sink_port),
+        serving(
+            str(demo_model_dir),
+            log_path=tmp_path / "log",
+            environ={
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            },
+        ) as server,
+        prometheus(server.url.removeprefix("http://"), tmp_path) as client,
+    ):
+        server.wait_ready()
+        body = {"model": "m", "prompt": "Hello", "max_tokens": 2}
+        headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+        assert server.client.post("/v1/completions", json=body, headers=headers).status_code == 200
+        query = {"query": "gen_ai_server_time_to_first_token_seconds_bucket", "start": "0", "end": "9999999999"}
+
+        def exemplars() -> list[dict[str, dict[str, str]]]:
+            answer = client.get("/api/v1/query_exemplars", params=query).json()
+            return [each for series in answer["data"] for each in series["exemplars"]]
+
+        (exemplar,) = wait_for(exemplars)
+        up = client.get("/api/v1/query", params={"query": "coldstream_state{state='ready'}"}).json()
+    assert exemplar["labels"]["trace_id"] == trace_id
+    assert [result["value"][1] for result in up["data"]["result"]] == ["1"]
+
+
+@contextlib.contextmanager
+def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
+    """A Prometheus that scrapes `target` twice a second; a client of its API."""
+    config = folder / "prometheus.yml"
+    config.write_text(
+        "scrape_configs:\n"
+        "  - job_name: coldstream\n    scrape_interval: 500ms\n    scrape_timeout: 500ms\n"
+        f"    static_configs:\n      - targets: ['{target}']\n"
+    )
+    port = free_port()
+    command = [str(ensure_promtool().with_name("prometheus")), f"--config.file={config}"]
+    command += [f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
+    command += ["--enable-feature=exemplar-storage"]
+    with (
+        running(command, log_path=folder / "prometheus.log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+        wait_for(lambda: _is_ready(client))
+        yield client
+
+
+def _is_ready(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/-/ready").status_code == 200
+    return False
