@@ -22,6 +22,7 @@ from app.api.schemas import GenerationRequest, StreamOptions
 from app.api.sse import open_event_stream, unless_disconnected
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
+from app.telemetry import names
 from app.telemetry.requests import WatchedRequest
 
 _encode = msgspec.json.Encoder().encode
@@ -76,14 +77,14 @@ def _watched(
         arrived_s=state["arrived_s"],
         choices=len(generation.prompts),
         parameters={
-            "gen_ai.request.stream": bool(body.stream),
-            "gen_ai.request.choice.count": generation.choices if generation.choices > 1 else None,
-            "gen_ai.request.temperature": body.temperature,
-            "gen_ai.request.top_p": body.top_p,
-            "gen_ai.request.top_k": body.top_k,
-            "gen_ai.request.seed": body.seed,
-            "gen_ai.request.max_tokens": generation.sampling[0].max_tokens,
-            "gen_ai.usage.input_tokens": generation.prompt_tokens,
+            names.REQUEST_STREAM: bool(body.stream),
+            names.REQUEST_CHOICES: generation.choices if generation.choices > 1 else None,
+            names.REQUEST_TEMPERATURE: body.temperature,
+            names.REQUEST_TOP_P: body.top_p,
+            names.REQUEST_TOP_K: body.top_k,
+            names.REQUEST_SEED: body.seed,
+            names.REQUEST_MAX_TOKENS: generation.sampling[0].max_tokens,
+            names.INPUT_TOKENS: generation.prompt_tokens,
         },
         trace=state["trace"],
     )

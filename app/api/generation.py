@@ -99,7 +99,11 @@ async def generate(
                 if delta.prompt is not None:
                     is_first = service.first_token()
                     watch.began(
-                        len(token_ids[index]), token.cached_tokens or 0, token.scheduled_s, is_first_of_all=is_first
+                        len(token_ids[index]),
+                        token.cached_tokens or 0,
+                        token.scheduled_s,
+                        is_first_choice=index % generation.choices == 0,
+                        is_first_of_all=is_first,
                     )
                 if delta.finish_reason is not None:
                     running.abort(index)  # the engine does not know stop strings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import RequestTooLarge, ServiceError, Unauthorized
-from app.telemetry.http_requests import HttpObserver, HttpRequest
+from app.service import Service
+from app.telemetry.http_requests import HttpRequest
 from app.telemetry.logs import current_trace
-from app.telemetry.spans import RequestTrace
 from streaming.clock import boottime_s
 
 # Others are counted as one: a client may invent any number of them.
@@ -34,20 +34,12 @@ class Watching:
     message: a streamed token passes none of this.
 
     Args:
-        observers: Told of every answered request.
-        begin_trace: Takes the headers traceparent and tracestate.
+        service: Begins traces and has the observers.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        observers: Sequence[HttpObserver],
-        begin_trace: Callable[[str, str], RequestTrace | None],
-    ):
+    def __init__(self, app: ASGIApp, *, service: Service):
         self._app = app
-        self._observers = observers
-        self._begin_trace = begin_trace
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -57,7 +49,7 @@ class Watching:
         state = scope.setdefault("state", {})
         arrived_s = boottime_s()
         headers = Headers(scope=scope)
-        trace = self._begin_trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
+        trace = self._service.begin_trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
         current_trace.set(trace)
         # Until `RequestIds` sees an answer begin, it is what an exception becomes.
         state.update(arrived_s=arrived_s, status=500, trace=trace)
@@ -80,7 +72,7 @@ class Watching:
             request_id=state.get("request_id"),
             trace=state["trace"],
         )
-        for observe in self._observers:
+        for observe in self._service.http_observers:
             observe(request)
 
 

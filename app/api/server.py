@@ -45,5 +45,5 @@ def create_app(service: Service, options: ApiOptions) -> FastAPI:
     # The last one added is the first one passed.
     app.add_middleware(Admission, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
     app.add_middleware(RequestIds)
-    app.add_middleware(Watching, observers=service.http_observers, begin_trace=service.begin_trace)
+    app.add_middleware(Watching, service=service)
     return app

@@ -169,3 +169,20 @@ PHASES = {
     "engine.first_pass": "a pass over the real weights, checked",
     "ready": "the engine's word until `/health` turned 200",
 }
+
+# Attributes of OpenTelemetry's conventions: of HTTP server spans, and of inference.
+ERROR_TYPE = "error.type"
+HTTP_METHOD, HTTP_ROUTE, HTTP_STATUS = "http.request.method", "http.route", "http.response.status_code"
+URL_PATH, URL_SCHEME, CLIENT_ADDRESS = "url.path", "url.scheme", "client.address"
+OPERATION, PROVIDER_NAME = "gen_ai.operation.name", "gen_ai.provider.name"
+REQUEST_MODEL, RESPONSE_MODEL = "gen_ai.request.model", "gen_ai.response.model"
+REQUEST_STREAM, REQUEST_CHOICES = "gen_ai.request.stream", "gen_ai.request.choice.count"
+REQUEST_TEMPERATURE, REQUEST_TOP_P, REQUEST_TOP_K = (
+    "gen_ai.request.temperature",
+    "gen_ai.request.top_p",
+    "gen_ai.request.top_k",
+)
+REQUEST_SEED, REQUEST_MAX_TOKENS = "gen_ai.request.seed", "gen_ai.request.max_tokens"
+INPUT_TOKENS, OUTPUT_TOKENS = "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens"
+CACHED_INPUT_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+FINISH_REASONS = "gen_ai.response.finish_reasons"

@@ -25,7 +25,7 @@ class WatchedRequest:
 
     `operation` is `CHAT` or `COMPLETION`. `scheduled_s` is when the engine began with its first sequence,
     `first_token_s` when a token had come; None where that never happened. `prompt_tokens` and `cached_tokens` are of the
-    sequences that began, `output_tokens` of all. The process's first token is in the one that `has_first_token`. `error` is None where all went well. `parameters` are the request's own,
+    sequences that began, `usage_cached_tokens` of each prompt's first, `output_tokens` of all. The process's first token is in the one that `has_first_token`. `error` is None where all went well. `parameters` are the request's own,
     by their names in OpenTelemetry's conventions.
     """
 
@@ -41,6 +41,7 @@ class WatchedRequest:
     ended_s: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    usage_cached_tokens: int = 0
     output_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None
@@ -74,9 +75,15 @@ class Watch:
             observe(request)
 
     def began(
-        self, prompt_tokens: int, cached_tokens: int, scheduled_s: float | None, *, is_first_of_all: bool
+        self,
+        prompt_tokens: int,
+        cached_tokens: int,
+        scheduled_s: float | None,
+        *,
+        is_first_choice: bool,
+        is_first_of_all: bool,
     ) -> None:
-        """A sequence's first token has come; it may be the process's first."""
+        """A sequence's first token has come; it may be its prompt's first choice, or the process's first token."""
         request = self.request
         request.has_first_token |= is_first_of_all
         if request.first_token_s is None:
@@ -84,6 +91,8 @@ class Watch:
             request.scheduled_s = scheduled_s
         request.prompt_tokens += prompt_tokens
         request.cached_tokens += cached_tokens
+        if is_first_choice:
+            request.usage_cached_tokens += cached_tokens
 
     def ended(self, finish_reason: str) -> None:
         """A choice has its last token."""

@@ -120,13 +120,13 @@ class Tracing:
 
 def _http_attributes(request: HttpRequest) -> Attributes:
     attributes: dict[str, str | int | None] = {
-        "http.request.method": request.method,
-        "http.route": request.route or None,
-        "http.response.status_code": request.status,
-        "url.path": request.path,
-        "url.scheme": request.scheme,
-        "client.address": request.client_address,
-        "error.type": str(request.status) if request.status >= 500 else None,
+        names.HTTP_METHOD: request.method,
+        names.HTTP_ROUTE: request.route or None,
+        names.HTTP_STATUS: request.status,
+        names.URL_PATH: request.path,
+        names.URL_SCHEME: request.scheme,
+        names.CLIENT_ADDRESS: request.client_address,
+        names.ERROR_TYPE: str(request.status) if request.status >= 500 else None,
         names.REQUEST_ID: request.request_id,
     }
     return {name: value for name, value in attributes.items() if value is not None}
@@ -134,14 +134,14 @@ def _http_attributes(request: HttpRequest) -> Attributes:
 
 def _inference_attributes(request: WatchedRequest) -> Attributes:
     attributes: dict[str, str | int | tuple[str, ...] | None] = {
-        "gen_ai.operation.name": request.operation,
-        "gen_ai.provider.name": names.PROVIDER,
-        "gen_ai.request.model": request.model,
-        "gen_ai.response.model": request.served_model,
-        "gen_ai.usage.output_tokens": request.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": request.cached_tokens,
-        "gen_ai.response.finish_reasons": tuple(request.finish_reasons),
-        "error.type": request.error,
+        names.OPERATION: request.operation,
+        names.PROVIDER_NAME: names.PROVIDER,
+        names.REQUEST_MODEL: request.model,
+        names.RESPONSE_MODEL: request.served_model,
+        names.OUTPUT_TOKENS: request.output_tokens,
+        names.CACHED_INPUT_TOKENS: request.usage_cached_tokens,
+        names.FINISH_REASONS: tuple(request.finish_reasons),
+        names.ERROR_TYPE: request.error,
     }
     known = {name: value for name, value in attributes.items() if value is not None}
     return known | {name: value for name, value in request.parameters.items() if value is not None}

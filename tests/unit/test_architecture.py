@@ -70,6 +70,13 @@ def test_the_api_knows_no_processes():
     )
 
 
+def test_telemetry_knows_neither_routes_nor_processes():
+    """It is told of requests and phases; only the metrics read the service."""
+    assert not offenders(
+        files("app/telemetry"), "fastapi", "starlette", "app.api", "app.engine", "app.supervisor", "torch"
+    )
+
+
 def test_text_knows_neither_http_nor_engine():
     """Strings and token ids."""
     assert not offenders(files("app/text"), "fastapi", "app.api", "app.engine", "app.engine_client", "app.service")
