@@ -27,6 +27,7 @@ from app.messages import (
     EngineFailed,
     EngineOptions,
     EngineReady,
+    EngineStats,
     FromEngine,
     RequestFailed,
     SamplingParams,
@@ -65,13 +66,14 @@ class Engine:
         self.seen: set[str] = set()  # whose tokens came
 
     def next(self) -> FromEngine:
-        """The next message that is not a phase; phases are kept."""
+        """The next message that is neither a phase nor tells how full it is; phases are kept."""
         while True:
             assert self.connection.poll(TIMEOUT_S), self.stderr.read_text()
             message, _ = self.connection.recv()
-            if not isinstance(message, PhaseTimed):
+            if isinstance(message, PhaseTimed):
+                self.phases.append(message)
+            elif not isinstance(message, EngineStats):
                 return message
-            self.phases.append(message)
 
     def wait_for_phase(self, name: str) -> None:
         """Read up to the end of a phase, before which nothing but phases may come."""
