@@ -82,10 +82,8 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
         PhaseTimed(name="server.bind", start_s=parsed_s, end_s=bound_s),
     )
     from app.serve import Start, run
-    from app.telemetry.trace_options import trace_options
 
-    traces = trace_options(environ, settings.observability.otlp_traces_endpoint)
-    return run(Start(settings, exec_s, sock, respawn, request, loader, engine, phases, traces))
+    return run(Start(settings, environ, exec_s, sock, respawn, request, loader, engine, phases))
 
 
 def _tell(child: Child, message: StartEngine | LoadRequest) -> None:

@@ -14,7 +14,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +26,15 @@ from app.service import Service
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.telemetry import logs
-from app.telemetry.export import TraceExport
 from app.telemetry.ledger import Ledger
-from app.telemetry.trace_options import TraceOptions
-from app.telemetry.tracing import Tracing
 from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.messages import LoadRequest, PhaseTimed
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from app.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +51,7 @@ class Start:
     """What exists before the event loop does."""
 
     settings: Settings
+    environ: Mapping[str, str]
     exec_s: float
     sock: socket.socket
     spawn: Callable[[str, bool], Child]
@@ -59,7 +59,6 @@ class Start:
     loader: Child
     engine: Child
     phases: tuple[PhaseTimed, ...]
-    traces: TraceOptions
 
 
 def run(start: Start) -> int:
@@ -75,17 +74,18 @@ def run(start: Start) -> int:
 
 async def _serve(start: Start) -> int:
     service = _service(start)
-    tracing = _tracing(service, start.traces)
     stopped = _stop_on_signals()
     supervisor = Supervisor(
         service, start.request, _wishes(start.settings), start.spawn, loader=start.loader, engine=start.engine
     )
-    reporting = asyncio.create_task(_report_when_ready(service, start.settings, tracing))
+    tracing: Tracing | None = None
     try:
         front = Front(service)
         server = await asyncio.to_thread(_build_http_server, front)
         serving = asyncio.create_task(server.serve(sockets=[start.sock]))
         front.measure_with(await asyncio.to_thread(_build_metrics, service))
+        tracing = await asyncio.to_thread(_build_tracing, service, start.settings, start.environ)
+        reporting = asyncio.create_task(_report_when_ready(service, start.settings, tracing))
         front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
         await _drain(service, start.settings.server.drain_timeout_s)
@@ -93,11 +93,12 @@ async def _serve(start: Start) -> int:
             _log_watermark(service)
         server.should_exit = True
         await serving
+        reporting.cancel()
         return code
     finally:
-        reporting.cancel()
         supervisor.close()
-        await asyncio.to_thread(tracing.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
 
 def _wishes(settings: Settings) -> Wishes:
@@ -121,22 +122,6 @@ def _service(start: Start) -> Service:
         engine=EngineClient(max_sequences=settings.server.max_waiting_requests),
         report_first_token=settings.observability.emit_first_token_latency,
     )
-
-
-def _tracing(service: Service, options: TraceOptions) -> Tracing:
-    """The exporter is a process that starts only after the server is ready."""
-    if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
-        logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
-        options = replace(options, exporters=())
-    export = TraceExport(
-        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
-    )
-    tracing = Tracing(options, export, service.ledger)
-    service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
-    if options.is_exported:
-        service.observers.append(tracing.observe)
-        service.http_observers.append(tracing.observe_http)
-    return tracing
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -190,6 +175,27 @@ def _build_metrics(service: Service) -> Render:
     service.observers.append(metrics.observe)
     service.http_observers.append(metrics.observe_http)
     return metrics.render
+
+
+def _build_tracing(service: Service, settings: Settings, environ: Mapping[str, str]) -> Tracing:
+    """Have requests traced, and the startup once it is over; the exporter is a process that starts only then."""
+    from app.telemetry.export import TraceExport
+    from app.telemetry.trace_options import trace_options
+    from app.telemetry.tracing import Tracing
+
+    options = trace_options(environ, settings.observability.otlp_traces_endpoint)
+    if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
+        logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
+        options = replace(options, exporters=())
+    export = TraceExport(
+        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
+    )
+    tracing = Tracing(options, export, service.ledger)
+    service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
+    if options.is_exported:
+        service.observers.append(tracing.observe)
+        service.http_observers.append(tracing.observe_http)
+    return tracing
 
 
 def _build_api(service: Service, settings: Settings) -> Application:

@@ -6,13 +6,13 @@ Pure values; knows neither a framework nor who is told of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from app.telemetry.spans import RequestTrace
 
 
-@dataclass(frozen=True, kw_only=True)
-class HttpRequest:
+class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     """An answered request; times are seconds of CLOCK_BOOTTIME, `route` is the path's template or empty."""
 
     method: str

@@ -5,10 +5,10 @@ Metrics have Prometheus names; where one is OpenTelemetry's, `convention` is its
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 
-class Metric(NamedTuple):
+class Metric(msgspec.Struct, frozen=True):
     """One metric. Histograms and counters of requests have labels from the conventions, dots as underscores."""
 
     name: str

@@ -7,9 +7,10 @@ nor traces, and costs a token nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
+
+import msgspec
 
 from app.errors import ServiceError
 from app.telemetry.spans import RequestTrace
@@ -19,8 +20,7 @@ CHAT, COMPLETION = "chat", "text_completion"
 _GONE = "client_disconnected"
 
 
-@dataclass(kw_only=True)
-class WatchedRequest:
+class WatchedRequest(msgspec.Struct, kw_only=True):
     """What is known of a request for text once it has ended.
 
     `operation` is `CHAT` or `COMPLETION`. `scheduled_s` is when the engine began with its first sequence,
@@ -34,7 +34,7 @@ class WatchedRequest:
     served_model: str
     arrived_s: float
     choices: int
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
     trace: RequestTrace | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None
@@ -43,7 +43,7 @@ class WatchedRequest:
     cached_tokens: int = 0
     usage_cached_tokens: int = 0
     output_tokens: int = 0
-    finish_reasons: list[str] = field(default_factory=list)
+    finish_reasons: list[str] = []
     error: str | None = None
     has_first_token: bool = False
 

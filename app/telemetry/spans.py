@@ -5,10 +5,9 @@ W3C trace context (`traceparent`, `tracestate`). Knows no SDK and no exporter.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -60,14 +59,13 @@ class Trace(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     always: bool = False
 
 
-@dataclass
-class RequestTrace:
+class RequestTrace(msgspec.Struct):
     """The trace of one request while it runs; `spans` are those that have ended."""
 
     context: SpanContext
     remote_parent: SpanContext | None
     is_exported: bool
-    spans: list[Span] = field(default_factory=list)
+    spans: list[Span] = []
 
     @property
     def exemplar(self) -> dict[str, str] | None:
@@ -89,13 +87,13 @@ class UnixClock:
 
 
 def new_trace_id() -> str:
-    """Random, and not zero."""
-    return f"{secrets.randbits(128) or 1:032x}"
+    """Random; `secrets` would cost the start 5 ms of imports."""
+    return os.urandom(16).hex()
 
 
 def new_span_id() -> str:
-    """Random, and not zero."""
-    return f"{secrets.randbits(64) or 1:016x}"
+    """Random."""
+    return os.urandom(8).hex()
 
 
 def parse_traceparent(header: str, trace_state: str = "") -> SpanContext | None:
