@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from triton import compiler
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
 
 from app.engine.kernels import triton_attention, triton_rows
 
@@ -51,8 +51,8 @@ def main() -> None:
         names = program.arg_names
         signature = {name: "constexpr" if name in constants else types.get(name, "*bf16") for name in names}
         by_place = {(names.index(name),): value for name, value in constants.items()}
-        source = ASTSource(program, signature=signature, constexprs=by_place)
-        compiled = compile(source, target=H100, options={"num_warps": 8, "num_stages": stages})
+        source = compiler.ASTSource(program, signature=signature, constexprs=by_place)
+        compiled = compiler.compile(source, target=H100, options={"num_warps": 8, "num_stages": stages})
         print(program.__name__, compiled.metadata.shared)
 
 
