@@ -95,7 +95,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
         lookahead=model.device.type == "cuda",
-        idle=runner.capture_next_graph,
+        idle=lambda: kernels is not None and _idle(connection, runner, kernels),
     ).run()
 
 
@@ -136,6 +136,14 @@ def _use_the_wait(
     with _timed(connection, "engine.capture"):
         while not inbox.has_come(WeightsLanded) and runner.capture_next_graph():
             pass
+
+
+def _idle(connection: Connection[ToEngine], runner: ModelRunner, kernels: KernelStart) -> bool:
+    """Capture a graph, as soon as the kernels are there; whether there is more to do."""
+    if not kernels.is_over:
+        connection.poll(_POLL_S)  # a request ends the wait
+        return True
+    return runner.capture_next_graph()
 
 
 def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:
