@@ -62,7 +62,7 @@ class Message(Wire):
     tool_call_id: str | None = None
     content: Annotated[
         list[TextPart] | None,
-        one_or_many(_text_part, "a string or a list of text parts"),
+        one_or_many(_text_part, "a string or a list of text parts", str | list[TextPart] | None),
         Field(validate_default=True),
     ] = None
     # not honoured

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.api import errors
@@ -17,6 +16,7 @@ from app.api.completions import completion_routes
 from app.api.cors import CorsOptions, with_cors
 from app.api.middleware import Admission, RequestIds
 from app.api.models import model_routes
+from app.api.openapi import DocumentedApi
 from app.api.tokenizer import tokenizer_routes
 from app.service import Service
 
@@ -42,7 +42,7 @@ class ApiOptions:
 
 def create_app(service: Service, options: ApiOptions) -> ASGIApp:
     """The API behind `app.api.front`; it answers with refusals before there is a model."""
-    app = FastAPI(title="Coldstream", redoc_url=None)
+    app = DocumentedApi(title="Coldstream", redoc_url=None)
     for routes in (model_routes, completion_routes, chat_routes, tokenizer_routes):
         app.include_router(routes(service))
     errors.install(app)

@@ -49,3 +49,13 @@ def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with serving(str(tiny_model), *flags, log_path=log_path) as running:
         running.wait_ready()
         yield running
+
+
+@pytest.fixture(scope="session")
+def short_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One whose context is so short that every answer is soon done."""
+    log_path = tmp_path_factory.mktemp("short") / "log"
+    flags = ("--dtype", "float32", "--max-model-len", "64", "--max-body-bytes", "1MiB")
+    with serving(str(tiny_model), *flags, log_path=log_path) as running:
+        running.wait_ready()
+        yield running
