@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -166,11 +168,15 @@ def test_a_prompt_of_the_whole_context_is_scored(client):
 def test_a_client_that_asks_while_the_weights_load_gets_its_answer(tiny_model, tmp_path):
     """503 with a Retry-After that the client obeys, until the model is there; without retries it is InternalServerError.
 
-    The same server gives a request a second: what takes longer is an error, and within a stream one as well.
+    The same server gives a request a second: what takes longer is an error, and within a stream one as well. And what a
+    request does not say is as the checkpoint's generation_config.json has it.
     """
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "top_k": 1}))
     flags = ("--dtype", "float32", "--request-deadline", "1", "--api-key", API_KEY)
     with (
-        BlobServer(tiny_model, bytes_per_s=400e3) as source,
+        BlobServer(folder, bytes_per_s=400e3) as source,
         serving(source.url, *flags, log_path=tmp_path / "log") as server,
     ):
         wait_for(lambda: answers(server))
@@ -181,6 +187,13 @@ def test_a_client_that_asks_while_the_weights_load_gets_its_answer(tiny_model, t
             assert 1 <= int(caught.value.response.headers["retry-after"]) <= 120
             answer = client.with_options(max_retries=20).completions.create(**ASKED)
             assert answer.choices[0].finish_reason == "length"
+            asked = ASKED | {"temperature": None, "max_tokens": 16}
+            texts = [
+                client.completions.create(**asked | {"temperature": each}).choices[0].text for each in (0, 1, None)
+            ]
+            assert texts == [texts[0]] * 3
+            freely = client.completions.create(**asked, extra_body={"top_k": 0})
+            assert freely.choices[0].text != texts[0]
             _check_deadline(client)
 
 
