@@ -1,4 +1,4 @@
-"""The server's side of the engine: submit a sequence, read its tokens, abort it.
+"""The server's side of the engine: submit a request's sequences, read their tokens, abort them.
 
 Takes token ids and sampling parameters, gives tokens as the engine makes them. Knows no text, no HTTP
 and no process: the supervisor attaches it to whichever engine is alive.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
 
 from app.errors import EngineFailure, InvalidRequest, NotReady, Overloaded
 from app.messages import (
@@ -20,7 +22,8 @@ from app.messages import (
     TokenOutput,
 )
 
-_Event = TokenOutput | EngineFailure
+# A reader that fell behind gets its tokens in pieces: what it makes of them at once, text and JSON, stays small.
+_MOST_TOKENS_AT_ONCE = 64
 
 
 class EngineClient:
@@ -32,7 +35,7 @@ class EngineClient:
 
     def __init__(self, *, max_sequences: int):
         self._max_sequences = max_sequences
-        self._queues: dict[str, asyncio.Queue[_Event]] = {}
+        self._routes: dict[str, tuple[Running, int]] = {}
         self._send: Callable[[Submit | Abort], None] | None = None
         self._ids = itertools.count()
         self._idle = asyncio.Event()
@@ -43,10 +46,10 @@ class EngineClient:
         self._send = send
 
     def detach(self, reason: str) -> None:
-        """The engine is gone: every sequence it had ends with an error."""
+        """The engine is gone: every request it had ends with an error."""
         self._send = None
-        for queue in self._queues.values():
-            queue.put_nowait(EngineFailure(reason))
+        for running, _ in self._routes.values():
+            running.fail(EngineFailure(reason))
 
     def check_room(self, sequences: int, *, param: str | None = None) -> None:
         """Whether a request of so many sequences may begin, before anything is done for it.
@@ -61,54 +64,121 @@ class EngineClient:
                 "split the request",
                 param=param,
             )
-        if len(self._queues) + sequences > self._max_sequences:
+        if len(self._routes) + sequences > self._max_sequences:
             raise Overloaded("too many requests are waiting: try again later", retry_after_s=1.0)
 
     async def drained(self) -> None:
-        """Return once no sequence is in the engine any more."""
+        """Return once every sequence has been read to its end or aborted."""
         await self._idle.wait()
 
     def deliver(self, message: StepOutput | RequestFailed) -> None:
-        """Hand the engine's message to the requests that it names."""
+        """Hand the engine's message to the requests that it names; those aborted meanwhile it had not heard of."""
         if isinstance(message, RequestFailed):
-            self._put(message.request_id, EngineFailure(message.message))
+            if message.request_id in self._routes:
+                running, _ = self._routes[message.request_id]
+                self.forget(message.request_id)
+                running.fail(EngineFailure(message.message))
             return
         for token in message.tokens:
-            self._put(token.request_id, token)
+            route = self._routes.get(token.request_id)
+            if route is not None:
+                running, index = route
+                running.put(index, token)
 
-    async def generate(
-        self, prompt_token_ids: tuple[int, ...], sampling: SamplingParams
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """Yield one sequence's tokens; closing the iterator early aborts it in the engine.
+    def submit(self, sequences: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Running:
+        """Generate prompts (token ids) side by side; to be left as a context, which aborts what still runs.
 
         Raises:
             NotReady: No engine is attached.
-            Overloaded: Too many sequences are in the engine.
-            EngineFailure: The engine died or failed on this sequence.
+            InvalidRequest, Overloaded: As `check_room`.
         """
         if self._send is None:
             raise NotReady("the engine is not ready", retry_after_s=1.0)
-        self.check_room(1)
-        request_id = f"seq-{next(self._ids)}"
-        queue = self._queues[request_id] = asyncio.Queue()
+        self.check_room(len(sequences))
+        request_ids = [f"seq-{next(self._ids)}" for _ in sequences]
+        running = Running(self, request_ids)
+        self._routes |= {request_id: (running, index) for index, request_id in enumerate(request_ids)}
         self._idle.clear()
-        finished = False
-        try:
+        for request_id, (prompt_token_ids, sampling) in zip(request_ids, sequences, strict=True):
             self._send(Submit(request_id, prompt_token_ids, sampling))
-            while not finished:
-                event = await queue.get()
-                finished = isinstance(event, EngineFailure) or event.finish_reason is not None
-                if isinstance(event, EngineFailure):
-                    raise event
-                yield event
-        finally:
-            del self._queues[request_id]
-            if not self._queues:
-                self._idle.set()
-            if not finished and self._send is not None:
-                self._send(Abort(request_id))
+        return running
 
-    def _put(self, request_id: str, event: _Event) -> None:
-        queue = self._queues.get(request_id)
-        if queue is not None:  # aborted meanwhile: the engine had not heard yet
-            queue.put_nowait(event)
+    def forget(self, request_id: str) -> None:
+        """The engine has ended this sequence, and whoever waited for it knows."""
+        self._routes.pop(request_id, None)
+        if not self._routes:
+            self._idle.set()
+
+    def abort(self, request_id: str) -> None:
+        """Nobody waits for this sequence any more; the engine is told, unless it has ended it."""
+        if request_id in self._routes and self._send is not None:
+            self._send(Abort(request_id))
+        self.forget(request_id)
+
+
+class Running:
+    """The sequences of one request, by their position in it, and their tokens that nobody has read yet.
+
+    One reader; while it is busy, at most `max_tokens` of each sequence wait here.
+    """
+
+    def __init__(self, client: EngineClient, request_ids: Iterable[str]):
+        self._client = client
+        self._request_ids = dict(enumerate(request_ids))
+        self._arrived: deque[tuple[int, TokenOutput]] = deque()
+        self._failure: EngineFailure | None = None
+        self._waiting: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for index in list(self._request_ids):
+            self.abort(index)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything to wait for."""
+        return bool(self._request_ids)
+
+    def put(self, index: int, token: TokenOutput) -> None:
+        """A token has come; behind a failure it comes too late."""
+        if self._failure is None:
+            self._arrived.append((index, token))
+            self._wake()
+
+    def fail(self, failure: EngineFailure) -> None:
+        """No further token comes."""
+        self._failure = self._failure or failure
+        self._wake()
+
+    async def tokens(self) -> Iterator[tuple[int, TokenOutput]]:
+        """What has come since the last call, but at least one token, each with its sequence's position.
+
+        Raises:
+            EngineFailure: The engine died or failed on one of the sequences, and all that came before has been read.
+        """
+        while not self._arrived:
+            if self._failure is not None:
+                raise self._failure
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self._taken(min(len(self._arrived), _MOST_TOKENS_AT_ONCE))
+
+    def abort(self, index: int) -> None:
+        """Read no more of this sequence."""
+        request_id = self._request_ids.pop(index, None)
+        if request_id is not None:
+            self._client.abort(request_id)
+
+    def _taken(self, count: int) -> Iterator[tuple[int, TokenOutput]]:
+        for _ in range(count):
+            index, token = self._arrived.popleft()
+            if index in self._request_ids:
+                if token.finish_reason is not None:
+                    self._client.forget(self._request_ids.pop(index))
+                yield index, token
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

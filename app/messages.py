@@ -35,7 +35,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     host_fallback: bool = True
     gpu_memory_utilization: float = 0.9
     max_model_len_tokens: int | None = None
-    max_num_seqs: int = 64
+    max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     block_size_tokens: int = 16
     prefix_caching: bool = True

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from streaming.options import AzureOptions, SourceOptions
 from streaming.upload import push
@@ -17,6 +18,10 @@ from tools.demo_model import ensure_demo_model
 # Read once, when anybody first imports triton: where there is no GPU, its interpreter runs the kernels.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# How long an example takes says something of the machine only.
+settings.register_profile("coldstream", deadline=None)
+settings.load_profile("coldstream")
 
 
 @pytest.fixture(autouse=True)

@@ -1,27 +1,54 @@
-"""The engine's model, cache, scheduler and sampler in one process, and transformers' answers to compare with."""
+"""The engine's loop, model, cache, scheduler and sampler in one process, and transformers' answers to compare with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
+import msgspec
+import pytest
 import torch
 
-from app.engine.attention import DecodeAttention
 from app.engine.blocks import BlockAllocator
 from app.engine.kv_cache import KVCache
+from app.engine.loop import Loop
 from app.engine.model_runner import ModelRunner
 from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Scheduler, Span
 from app.engine.sequence import Sequence, new_sequence
 from app.engine.skeleton import bind, build_skeleton
-from app.messages import SamplingParams, Submit
+from app.engine.step_shapes import Limits
+from app.messages import FromEngine, SamplingParams, StepOutput, Submit, ToEngine, TokenOutput
 from tests.integration.packed_model import PackedModel
 
 BLOCK_SIZE = 4
+MAX_NUM_SEQS = 16
 CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]]
 
 
+class _CountingScheduler(Scheduler):
+    """Counts what tests want to know has happened."""
+
+    preemptions = 0
+    reused_tokens = 0
+
+    def _preempt_youngest(self) -> None:
+        super()._preempt_youngest()
+        self.preemptions += 1
+
+    def _admit(self) -> Sequence | None:
+        sequence = super()._admit()
+        if sequence is not None:
+            self.reused_tokens += sequence.computed_tokens
+        return sequence
+
+
+class _Idle(Exception):
+    """Every message was said and every sequence has ended."""
+
+
 class Engine:
-    """A bound model with a cache of its own, run to the end."""
+    """A bound model with a cache of its own, and the engine's loop around it."""
 
     def __init__(
         self,
@@ -32,20 +59,23 @@ class Engine:
         device: torch.device = CPU,
         max_model_len_tokens: int | None = None,
         prefix_caching: bool = False,
+        kernels: bool = False,
+        lookahead: bool = False,
     ):
         arena = torch.frombuffer(bytearray(packed.arena), dtype=torch.uint8).to(device)
         model = _bound(packed, arena, max_model_len_tokens)
         self.blocks = BlockAllocator(num_blocks)
         self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
-        self.scheduler = Scheduler(
+        if kernels:
+            self.runner.use_kernels(Limits(max_num_batched_tokens, MAX_NUM_SEQS, num_blocks * BLOCK_SIZE))
+        self.scheduler = _CountingScheduler(
             self.blocks,
             block_size_tokens=BLOCK_SIZE,
-            max_num_seqs=16,
+            max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_caching=prefix_caching,
         )
-        self.preemptions = 0
-        self.reused_tokens = 0
+        self._lookahead = lookahead
 
     def generate(self, prompts: list[list[int]], **sampling) -> list[list[int]]:
         """What is generated after each prompt, all of them at once."""
@@ -54,25 +84,41 @@ class Engine:
 
     def answers(self, requests: list[tuple[list[int], SamplingParams]]) -> list[list[int]]:
         """What each request gets, all of them at once."""
-        sequences = [new_sequence(Submit(str(i), tuple(prompt), params)) for i, (prompt, params) in enumerate(requests)]
-        for sequence in sequences:
-            self.scheduler.submit(sequence)
-        while self.scheduler.has_work:
-            self._step(sequences)
-        assert self.blocks.num_free == self.blocks.num_blocks
-        return [sequence.token_ids[sequence.prompt_tokens :] for sequence in sequences]
+        submits = [Submit(str(i), tuple(prompt), params) for i, (prompt, params) in enumerate(requests)]
+        return [[token.token_id for token in tokens] for tokens in self.serve(submits).values()]
 
-    def _step(self, sequences: list[Sequence]) -> None:
-        before = [sequence.computed_tokens for sequence in sequences]
-        spans = self.scheduler.schedule()
-        after = [sequence.computed_tokens for sequence in sequences]
-        self.preemptions += sum(new < old for new, old in zip(after, before, strict=True))
-        self.reused_tokens += sum(max(0, new - old) for new, old in zip(after, before, strict=True))
-        drawn = self.runner.run(spans)
-        self.scheduler.advance(spans)
-        for span, token in zip([span for span in spans if span.samples], drawn, strict=True):
-            if span.sequence.append(token.token_id) is not None:
-                self.scheduler.finish(span.sequence)
+    def serve(self, *arrivals: Seq[ToEngine]) -> dict[str, list[TokenOutput]]:
+        """What the server reads of each request; each of the arrivals comes between two steps, or when all is done."""
+        says = list(arrivals)
+        submits = [message for messages in arrivals for message in messages if isinstance(message, Submit)]
+        told: dict[str, list[TokenOutput]] = {submit.request_id: [] for submit in submits}
+
+        def receive(block: bool) -> Seq[ToEngine]:
+            if says:
+                return says.pop(0)
+            if block:
+                raise _Idle
+            return []
+
+        def send(message: FromEngine) -> None:
+            decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=FromEngine)
+            assert isinstance(decoded, StepOutput), message
+            for token in decoded.tokens:
+                told[token.request_id].append(token)
+
+        loop = Loop(
+            receive=receive,
+            send=send,
+            scheduler=self.scheduler,
+            runner=self.runner,
+            max_model_len_tokens=1 << 20,
+            vocab_size=self.runner._model.config.vocab_size,
+            lookahead=self._lookahead,
+        )
+        with pytest.raises(_Idle):
+            loop.run()
+        assert self.blocks.num_free == self.blocks.num_blocks
+        return told
 
     def logits(self, prompt: list[int], *, chunk_tokens: int | None = None) -> torch.Tensor:
         """Logits after `prompt`, prefilled in pieces of `chunk_tokens`."""
@@ -112,21 +158,3 @@ def reference_tokens(packed: PackedModel, prompt: list[int], max_tokens: int = 1
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
     )
     return output[0, len(prompt) :].tolist()
-
-
-def decode_step_logits(engine: Engine) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (prompts, vocabulary) after `PROMPTS`' last tokens: over whole block tables, and over exact contexts."""
-    runner, cache = engine.runner, engine.runner._cache
-    sequences = [new_sequence(Submit("x", tuple(prompt), SamplingParams(max_tokens=1))) for prompt in PROMPTS]
-    for sequence in sequences:
-        sequence.block_ids = engine.blocks.allocate(5, after=None)
-        runner.logits([Span(sequence, 0, len(sequence.token_ids))])
-    spans = [Span(sequence, len(sequence.token_ids) - 1, len(sequence.token_ids)) for sequence in sequences]
-    positions = torch.tensor([span.start for span in spans])
-    slots = torch.tensor([cache.slot(span.sequence.block_ids, span.start) for span in spans])
-    tables = torch.tensor([sequence.block_ids for sequence in sequences])
-    attention = DecodeAttention.of(cache, slots, tables, positions)
-    token_ids = torch.tensor([sequence.token_ids[-1] for sequence in sequences])
-    with torch.inference_mode():
-        fixed = runner._model.logits(runner._model(token_ids, positions, attention))
-    return fixed, runner.logits(spans)

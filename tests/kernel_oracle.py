@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-from app.engine.kernels.attention import QUERIES_PER_TILE, decode_attention, prefill_attention
+from app.engine.kernels.attention import best_queries_per_tile, decode_attention, prefill_attention
 from app.engine.kernels.rows import add_rms_norm, rotate_and_store, silu_and_mul
 
 
@@ -110,7 +110,7 @@ def prefill_error(
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     starts = [sum(queries[:index]) for index in range(len(queries) + 1)]
-    step = QUERIES_PER_TILE
+    step = best_queries_per_tile(heads.heads, heads.kv_heads, heads.head_dim, dtype)
     tiles = [(row, first) for row, count in enumerate(queries) for first in range(0, count, step)]
     found = prefill_attention(
         torch.cat(parts),
@@ -120,6 +120,7 @@ def prefill_error(
         ints(lengths),
         ints(starts),
         ints(tiles),
+        queries_per_tile=step,
         block_size_tokens=cache.size,
         scale=scale,
         window_tokens=window,

@@ -48,9 +48,9 @@ class ChatFormat:
     prompt_token_ids: tuple[int, ...]
     names: TokenNames
 
-    def pieces(self, delta: Delta, *, first: bool) -> Iterator[ChatChunkChoice]:
+    def pieces(self, delta: Delta) -> Iterator[ChatChunkChoice]:
         """The role, once; the text and its tokens, if there are any; the end, with nothing but its reason."""
-        if first:
+        if delta.prompt is not None:
             yield ChatChunkChoice(delta.index, ChatMessage(role="assistant", content=""), None)
         scored = delta.tokens and self.request.logprobs
         if delta.text or scored or self.request.return_token_ids:

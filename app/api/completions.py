@@ -30,6 +30,8 @@ from app.text.token_names import TokenNames
 
 # OpenAI's default, which clients rely on.
 _DEFAULT_MAX_TOKENS = 16
+# So many token ids are checked sooner than a thread is woken, which every request of a burst would wait for.
+_QUICK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class CompletionFormat:
     generation: Generation
     names: TokenNames
 
-    def pieces(self, delta: Delta, *, first: bool) -> Iterator[CompletionChoice]:
+    def pieces(self, delta: Delta) -> Iterator[CompletionChoice]:
         """One choice, unless there is nothing to tell."""
+        first = delta.prompt is not None
         scored = delta.tokens and self.request.logprobs is not None
         if first or delta.text or scored or delta.finish_reason or self.request.return_token_ids:
             yield self._choice(delta, tells_prompt=first)
@@ -96,7 +99,7 @@ def completion_routes(service: Service) -> APIRouter:
         model = served_model(service, body.model)
         _check(body)
         service.engine.check_room(len(body.prompt) * (body.n or 1), param="prompt")
-        generation = await asyncio.to_thread(_plan, body, model)
+        generation = _plan(body, model) if _is_quick(body) else await asyncio.to_thread(_plan, body, model)
         form = CompletionFormat(
             id=f"cmpl-{body.request_id or uuid.uuid4().hex}",
             created_s=int(time.time()),
@@ -119,6 +122,13 @@ def _check(body: CompletionRequest) -> None:
         raise InvalidRequest("max_tokens 0 asks for nothing, unless echo is true", param="max_tokens")
     if body.suffix and body.echo:
         raise InvalidRequest("suffix contradicts echo: send one of them", param="suffix")
+
+
+def _is_quick(body: CompletionRequest) -> bool:
+    """Whether there are a few token ids to check and no text to encode or decode."""
+    if body.echo or body.suffix or body.bad_words:
+        return False
+    return sum(_QUICK_TOKENS if isinstance(sent, str) else len(sent) for sent in body.prompt) < _QUICK_TOKENS
 
 
 def _plan(body: CompletionRequest, model: ServedModel) -> Generation:

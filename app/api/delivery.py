@@ -30,13 +30,8 @@ _encode = msgspec.json.Encoder().encode
 class Format(Protocol):
     """What one endpoint's objects look like; the values are msgspec Structs."""
 
-    def pieces(self, delta: Delta, *, first: bool) -> Iterable[Any]:
-        """The choices that tell a stream of this delta, each for a chunk of its own.
-
-        Args:
-            delta: What a token added.
-            first: It is its choice's first, which is told even if its text is empty.
-        """
+    def pieces(self, delta: Delta) -> Iterable[Any]:
+        """The choices that tell a stream of this delta, each for a chunk of its own; a choice's first one always."""
 
     def chunk(self, choices: tuple[Any, ...], usage: Usage | UnsetType | None) -> msgspec.Struct:
         """One chunk of a stream."""
@@ -59,41 +54,44 @@ async def deliver(
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
-    deltas = generate(service, model, generation)
+    batches = generate(service, model, generation)
     if service.patience.deadline_s is not None:
-        deltas = until_deadline(deltas, service.patience.deadline_s)
+        batches = until_deadline(batches, service.patience.deadline_s)
     if body.stream:
         options = body.stream_options or StreamOptions()
-        chunks = _chunks(deltas, form, generation, options)
+        chunks = _chunks(batches, form, generation, options)
         return await open_event_stream(http.receive, chunks, service.patience.keep_alive_s)
-    answer = await unless_disconnected(http.receive, _whole(deltas, form, generation))
+    answer = await unless_disconnected(http.receive, _whole(batches, form, generation))
     return Response(answer, media_type="application/json")
 
 
 async def _chunks(
-    deltas: AsyncGenerator[Delta, None], form: Format, generation: Generation, options: StreamOptions
-) -> AsyncGenerator[bytes, None]:
-    """The stream's chunks as JSON; nothing about usage unless it is asked for."""
-    begun: set[int] = set()
+    batches: AsyncGenerator[list[Delta], None], form: Format, generation: Generation, options: StreamOptions
+) -> AsyncGenerator[list[bytes], None]:
+    """The stream's chunks as JSON, all at once that there are; nothing about usage unless it is asked for."""
     count = _TokenCount(generation)
-    async with aclosing(deltas):
-        async for delta in deltas:
-            count.add(delta)
-            for choice in form.pieces(delta, first=delta.index not in begun):
-                yield _encode(form.chunk((choice,), _running_usage(count.usage(), options)))
-            begun.add(delta.index)
+    async with aclosing(batches):
+        async for deltas in batches:
+            chunks = []
+            for delta in deltas:
+                count.add(delta)
+                usage = _running_usage(count, options)
+                chunks += [_encode(form.chunk((choice,), usage)) for choice in form.pieces(delta)]
+            if chunks:
+                yield chunks
     if options.include_usage:
-        yield _encode(form.chunk((), count.usage()))
+        yield [_encode(form.chunk((), count.usage()))]
 
 
-async def _whole(deltas: AsyncGenerator[Delta, None], form: Format, generation: Generation) -> bytes:
+async def _whole(batches: AsyncGenerator[list[Delta], None], form: Format, generation: Generation) -> bytes:
     """The whole answer as JSON."""
     parts: list[list[Delta]] = [[] for _ in generation.prompts]
     count = _TokenCount(generation)
-    async with aclosing(deltas):
-        async for delta in deltas:
-            count.add(delta)
-            parts[delta.index].append(delta)
+    async with aclosing(batches):
+        async for deltas in batches:
+            for delta in deltas:
+                count.add(delta)
+                parts[delta.index].append(delta)
     # In a thread: a long prompt's log probabilities take a second to name and write.
     return await asyncio.to_thread(lambda: _encode(form.whole(list(map(_joined, parts)), count.usage())))
 
@@ -102,6 +100,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
     """One choice's deltas as one."""
     return Delta(
         index=parts[0].index,
+        text="".join([part.text for part in parts]),
         tokens=tuple(token for part in parts for token in part.tokens),
         finish_reason=parts[-1].finish_reason,
         token_ids=tuple(token_id for part in parts for token_id in part.token_ids),
@@ -131,8 +130,8 @@ class _TokenCount:
         return Usage(self._prompt_tokens, self._completion_tokens, total_tokens, details)
 
 
-def _running_usage(usage: Usage, options: StreamOptions) -> Usage | UnsetType | None:
+def _running_usage(count: _TokenCount, options: StreamOptions) -> Usage | UnsetType | None:
     """What a chunk with choices says about usage: OpenAI's null where a last chunk will tell."""
     if options.continuous_usage_stats:
-        return usage
+        return count.usage()
     return None if options.include_usage else UNSET

@@ -6,11 +6,11 @@ client and the text model, no HTTP.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
+
+import msgspec
 
 from app.messages import SamplingParams, TokenLogprobs, TokenOutput
 from app.service import ServedModel, Service
@@ -48,8 +48,7 @@ class Generation:
         return sum(len(prompt.token_ids) for prompt in self.prompts[:: self.choices])
 
 
-@dataclass(frozen=True)
-class TextToken:
+class TextToken(msgspec.Struct, frozen=True):
     """One token of a choice's text, the echoed prompt's too; the engine scores it where that is asked for."""
 
     text: str
@@ -57,109 +56,88 @@ class TextToken:
     logprobs: TokenLogprobs | None
 
 
-@dataclass(frozen=True)
-class ScoredPrompt:
+class ScoredPrompt(msgspec.Struct, frozen=True):
     """What is known of a prompt once it has been computed."""
 
     logprobs: tuple[TokenLogprobs, ...] | None
     cached_tokens: int
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(msgspec.Struct, frozen=True):
     """What one generated token added to one choice, or all of them together.
 
-    `tokens` are those whose text is certain now, which may be none. `token_ids` are generated ones, shown or not.
+    `tokens` are those whose text is certain now, which may be none, and `text` is theirs. `token_ids` are generated
+    ones, shown or not. `prompt` comes with a choice's first token.
     """
 
     index: int
+    text: str
     tokens: tuple[TextToken, ...]
     finish_reason: str | None
     token_ids: tuple[int, ...]
     start_chars: int = 0
     prompt: ScoredPrompt | None = None
 
-    @property
-    def text(self) -> str:
-        """The text of the tokens; may be empty."""
-        return "".join(token.text for token in self.tokens)
 
-
-async def generate(service: Service, model: ServedModel, generation: Generation) -> AsyncGenerator[Delta, None]:
-    """Yield every sequence's deltas as they come; closing it early aborts them all in the engine.
+async def generate(service: Service, model: ServedModel, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+    """Yield the sequences' deltas, all at once that have come; closing it early aborts what runs in the engine.
 
     Raises:
-        NotReady, Overloaded, EngineFailure: As `EngineClient.generate`; the other sequences are aborted.
+        NotReady, Overloaded, EngineFailure: As `EngineClient.submit` and `Running.tokens`; the other sequences are
+            aborted.
     """
-    arrived: asyncio.Queue[Delta | asyncio.Task[None]] = asyncio.Queue()
-    tasks = [
-        asyncio.create_task(_sequence(service, model, index, generation, arrived))
-        for index in range(len(generation.prompts))
-    ]
-    for task in tasks:
-        task.add_done_callback(arrived.put_nowait)
-    running = len(tasks)
-    try:
-        while running:
-            item = await arrived.get()
-            if isinstance(item, Delta):
-                yield item
-            else:
-                item.result()  # raises what ended the sequence, if anything did
-                running -= 1
-    finally:
-        await _cancel(tasks)
+    choices = [_Choice(model, index, generation) for index in range(len(generation.prompts))]
+    token_ids = [prompt.token_ids for prompt in generation.prompts]
+    with service.engine.submit(list(zip(token_ids, generation.sampling, strict=True))) as running:
+        while running.unfinished:
+            deltas = []
+            for index, token in await running.tokens():
+                delta = choices[index].push(token)
+                if delta.prompt is not None:
+                    service.first_token()
+                if delta.finish_reason is not None:
+                    running.abort(index)  # the engine does not know stop strings
+                deltas.append(delta)
+            yield deltas
 
 
-async def _sequence(
-    service: Service,
-    model: ServedModel,
-    index: int,
-    generation: Generation,
-    arrived: asyncio.Queue[Delta | asyncio.Task[None]],
-) -> None:
-    """Generate one choice into `arrived`."""
-    prompt = generation.prompts[index]
-    text = _ChoiceText(model, prompt, generation)
-    tokens = service.engine.generate(prompt.token_ids, generation.sampling[index])
-    first = True
-    start_chars = 0
-    async with aclosing(tokens):
-        async for token in tokens:
-            shown, finish_reason = text.push(token)
-            scored = None
-            if first:
-                first = False
-                service.first_token()
-                scored = ScoredPrompt(token.prompt_logprobs, token.cached_tokens or 0)
-                shown = [*_echoed(prompt, token.prompt_logprobs), *shown]
-            token_ids = () if generation.scores_only else (token.token_id,)
-            delta = Delta(index, tuple(shown), finish_reason, token_ids, start_chars, scored)
-            start_chars += len(delta.text)
-            arrived.put_nowait(delta)
-            if finish_reason is not None:
-                return
+class _Choice:
+    """One choice's text as it grows."""
 
-
-class _ChoiceText:
-    """The engine's tokens of one choice with their texts, once these are certain."""
-
-    def __init__(self, model: ServedModel, prompt: Prompt, generation: Generation):
+    def __init__(self, model: ServedModel, index: int, generation: Generation):
+        self._index = index
+        self._prompt = generation.prompts[index]
         detokenizer = model.text.new_detokenizer(
-            prompt.token_ids if generation.continues else (), skip_special_tokens=generation.skip_special_tokens
+            self._prompt.token_ids if generation.continues else (), skip_special_tokens=generation.skip_special_tokens
         )
         self._text = TokenText(detokenizer, generation.stops, include_stop=generation.include_stop)
         self._scores_only = generation.scores_only
-        self._waiting: deque[TokenOutput] = deque()
+        self._untold: deque[TokenOutput] = deque()
+        self._told_chars = 0
+        self._begun = False
 
-    def push(self, token: TokenOutput) -> tuple[list[TextToken], str | None]:
-        """The tokens to show now, and the reason why the text ends here, if it does."""
-        if self._scores_only:  # the engine always generates; the token is not wanted
-            return [], "length"
-        self._waiting.append(token)
+    def push(self, token: TokenOutput) -> Delta:
+        """What the engine's next token adds."""
+        tokens, finish_reason, token_ids = self._told(token)
+        prompt = None
+        if not self._begun:
+            self._begun = True
+            prompt = ScoredPrompt(token.prompt_logprobs, token.cached_tokens or 0)
+            tokens = [*_echoed(self._prompt, token.prompt_logprobs), *tokens]
+        text = "".join([shown.text for shown in tokens])
+        start_chars = self._told_chars
+        self._told_chars += len(text)
+        return Delta(self._index, text, tuple(tokens), finish_reason, token_ids, start_chars, prompt)
+
+    def _told(self, token: TokenOutput) -> tuple[list[TextToken], str | None, tuple[int, ...]]:
+        """The tokens to show now, why the text ends here, if it does, and the token itself, if it was wanted."""
+        if self._scores_only:  # the engine always generates
+            return [], "length", ()
+        self._untold.append(token)
         texts, finish_reason = self._text.push(token.token_id, token.finish_reason)
-        told = [(text, self._waiting.popleft()) for text in texts]
-        return [TextToken(text, output.token_id, output.logprobs) for text, output in told], finish_reason
+        outputs = [(text, self._untold.popleft()) for text in texts]
+        tokens = [TextToken(text, output.token_id, output.logprobs) for text, output in outputs]
+        return tokens, finish_reason, (token.token_id,)
 
 
 def _echoed(prompt: Prompt, logprobs: Sequence[TokenLogprobs] | None) -> list[TextToken]:
@@ -170,10 +148,3 @@ def _echoed(prompt: Prompt, logprobs: Sequence[TokenLogprobs] | None) -> list[Te
     if logprobs is not None:
         scores[1:] = logprobs
     return [TextToken(*each) for each in zip(prompt.texts, prompt.token_ids, scores, strict=True)]
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """End the tasks that still run and wait until each has told the engine."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

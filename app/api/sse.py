@@ -28,18 +28,20 @@ _Result = TypeVar("_Result")
 
 
 class EventStream(Response):
-    """A response that sends chunks as they come.
+    """A response that sends chunks as they come, those that come together with one write.
 
     Args:
-        first: The first chunk. It was awaited before there are headers, so that whatever fails until then
+        first: The first chunks. They were awaited before there are headers, so that whatever fails until then
             still has an HTTP status; but only as long as a stream may be silent.
-        rest: The other chunks; always closed.
+        rest: The other chunks; always closed. The next ones are asked for when the client has taken enough of these.
         keep_alive_s: Seconds of silence after which a comment is sent; None sends none.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: Awaitable[bytes], rest: AsyncGenerator[bytes, None], keep_alive_s: float | None):
+    def __init__(
+        self, first: Awaitable[list[bytes]], rest: AsyncGenerator[list[bytes], None], keep_alive_s: float | None
+    ):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first = first
@@ -56,15 +58,15 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._rest), kept_alive(send, self._keep_alive_s) as sending:
-            await _send_frame(sending, await self._send_chunks(sending))
+            await _send_frames(sending, [await self._send_chunks(sending)])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_chunks(self, send: Send) -> bytes:
         """Send the chunks; returns the one that ends the stream."""
         try:
-            await _send_frame(send, await self._first)
-            async for chunk in self._rest:
-                await _send_frame(send, chunk)
+            await _send_frames(send, await self._first)
+            async for chunks in self._rest:
+                await _send_frames(send, chunks)
         except ServiceError as exc:
             return error_body(exc)
         except Exception as exc:  # noqa: BLE001 - logged, and the client must learn of it
@@ -74,9 +76,9 @@ class EventStream(Response):
 
 
 async def open_event_stream(
-    receive: Receive, chunks: AsyncGenerator[bytes, None], keep_alive_s: float | None
+    receive: Receive, chunks: AsyncGenerator[list[bytes], None], keep_alive_s: float | None
 ) -> EventStream:
-    """Await the first chunk, for `keep_alive_s` at most, and answer with the stream.
+    """Await the first chunks, for `keep_alive_s` at most, and answer with the stream.
 
     Raises:
         ClientDisconnect: Nobody waits for it any more; `chunks` is closed.
@@ -122,5 +124,6 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def _send_frame(send: Send, chunk: bytes) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + chunk + b"\n\n", "more_body": True})
+async def _send_frames(send: Send, chunks: list[bytes]) -> None:
+    body = b"".join([b"data: %b\n\n" % chunk for chunk in chunks])
+    await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -5,27 +5,34 @@ Takes what the scheduler chose, gives flattened token ids, positions and slots. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.attention import AttentionBatch, SequenceAttention
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw, filled
+from app.engine.sampling.device import upload
 from app.engine.scheduler import Span
+from app.engine.sdpa_attention import SDPABatch, SequenceAttention
+from app.engine.sequence import UNKNOWN_TOKEN
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input: token_ids and positions are (tokens,); `last_rows` are the rows that sample."""
+    """One step's input: token_ids and positions are (tokens,); `last_rows` (rows,) are those that sample."""
 
     token_ids: torch.Tensor
     positions: torch.Tensor
-    last_rows: list[int]
-    attention: AttentionBatch
+    last_rows: torch.Tensor
+    attention: SDPABatch
 
 
-def build_batch(spans: list[Span], cache: KVCache) -> Batch:
-    """Flatten `spans`, one after the other."""
+def build_batch(spans: Seq[Span], cache: KVCache, last_draw: LastDraw) -> Batch:
+    """Flatten `spans`, one after the other; the host waits for nothing.
+
+    A token that is unknown is taken from `last_draw`.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -35,15 +42,17 @@ def build_batch(spans: list[Span], cache: KVCache) -> Batch:
         first_row = len(token_ids)
         token_ids += span.sequence.token_ids[span.start : span.end]
         positions += range(span.start, span.end)
-        slots += [cache.slot(span.sequence.block_ids, position) for position in range(span.start, span.end)]
+        slots += cache.slots(span.sequence.block_ids, span.start, span.end)
         sequences.append(_sequence_attention(span, first_row, cache))
         if span.samples:
             last_rows.append(len(token_ids) - 1)
+    numbers = upload([token_ids, positions, slots, last_draw.sources(spans)], torch.long, cache.device)
+    known_token_ids, sources = numbers[0], numbers[3]
     return Batch(
-        torch.tensor(token_ids, device=cache.device),
-        torch.tensor(positions, device=cache.device),
-        last_rows,
-        AttentionBatch(cache, torch.tensor(slots, device=cache.device), sequences),
+        filled(known_token_ids, sources, last_draw.token_ids) if UNKNOWN_TOKEN in token_ids else known_token_ids,
+        numbers[1],
+        upload(last_rows, torch.long, cache.device),
+        SDPABatch(cache, numbers[2], sequences),
     )
 
 
@@ -64,4 +73,4 @@ def _context(block_ids: list[int], tokens: int, cache: KVCache) -> slice | torch
     if blocks == list(range(first, first + len(blocks))):
         return slice(first * size, first * size + tokens)
     offsets = torch.arange(size, device=cache.device)
-    return (torch.tensor(blocks, device=cache.device)[:, None] * size + offsets).flatten()[:tokens]
+    return (upload(blocks, torch.long, cache.device)[:, None] * size + offsets).flatten()[:tokens]

@@ -22,9 +22,9 @@ _WORKSPACE_BYTES = 512 << 20
 class KVCache:
     """Keys and values of every layer, each (slots, kv_heads, head_dim); a block is a run of slots.
 
-    Two slots belong to no block: `scratch_slot` may be written by rows that only pad a step, `null_slot` is
-    always zero. The rest of a host's memory is zeroed lazily by the kernel, so that blocks that are never used
-    cost nothing; a GPU's holds anything, which nobody reads before it was written.
+    `scratch_slot` belongs to no block: rows that only pad a step write there. A host's memory is zeroed lazily by
+    the kernel, so that blocks that are never used cost nothing; a GPU's holds anything, which nobody reads before
+    it was written.
     """
 
     def __init__(
@@ -33,16 +33,17 @@ class KVCache:
         self.device = device
         self.block_size_tokens = block_size_tokens
         self.scratch_slot = num_blocks * block_size_tokens
-        self.null_slot = self.scratch_slot + 1
-        shape = (config.num_layers, 2, self.null_slot + 1, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, 2, self.scratch_slot + 1, config.num_kv_heads, config.head_dim)
         storage = _gpu_storage(shape, dtype, device) if device.type == "cuda" else _host_storage(shape, dtype)
-        storage[:, :, self.null_slot].zero_()
         self.layers = tuple((keys, values) for keys, values in storage)
 
-    def slot(self, block_ids: list[int], position: int) -> int:
-        """Where the token at `position` of a sequence with these blocks lies."""
+    def slots(self, block_ids: list[int], start: int, end: int) -> list[int]:
+        """Where the tokens `[start, end)` of a sequence with these blocks lie."""
         size = self.block_size_tokens
-        return block_ids[position // size] * size + position % size
+        first = start // size
+        blocks = block_ids[first : -(-end // size)]
+        slots = [slot for block in blocks for slot in range(block * size, block * size + size)]
+        return slots[start - first * size : end - first * size]
 
 
 def _gpu_storage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

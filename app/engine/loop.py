@@ -1,14 +1,16 @@
-"""The engine's one loop: hear, schedule, compute, tell.
+"""The engine's one loop: hear, schedule, launch, tell what the step before has drawn.
 
-Takes Submit and Abort from an inbox, sends one StepOutput per step. A request that cannot be served is refused
-before it enters a step; a step that fails ends the sequences in it and nothing else. Knows neither weights nor
-attention.
+Takes Submit and Abort from an inbox, sends one StepOutput per step. With lookahead a step is launched before the host
+has read the tokens of the one before it, so that the device need not wait for the host; at most one step is in flight
+then. A request that cannot be served is refused before it enters a step; a step that fails ends the sequences in it and
+nothing else. Knows neither weights nor attention.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from app.engine.sampling.checks import UnusableSampling, check_sampling
@@ -20,11 +22,37 @@ from app.messages import Abort, FromEngine, RequestFailed, StepOutput, Submit, T
 logger = logging.getLogger(__name__)
 
 
+class Flight(Protocol):
+    """A step that was launched."""
+
+    def collect(self) -> list[Drawn | None]:
+        """Wait for it; a token for each span that samples, None where none could be drawn."""
+
+
 class Runner(Protocol):
     """What computes a step (`app.engine.model_runner.ModelRunner`)."""
 
-    def run(self, spans: list[Span]) -> list[Drawn | None]:
-        """A token for each span that samples; None where none could be drawn."""
+    def launch(self, spans: list[Span]) -> Flight:
+        """Begin the step; unknown tokens in it are what the launch before has drawn."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What was launched; `sampled` are the spans for which a token is drawn."""
+
+    spans: list[Span]
+    sampled: list[Span]
+    flight: Flight
+
+
+class _NeverLaunched:
+    """The flight of a step whose launch raised."""
+
+    def __init__(self, error: Exception):
+        self._error = error
+
+    def collect(self) -> NoReturn:
+        raise self._error
 
 
 class Loop:
@@ -35,6 +63,8 @@ class Loop:
         send: Tells the server.
         max_model_len_tokens: The longest sequence, prompt and answer.
         vocab_size: Token ids are below this.
+        lookahead: Whether to launch a step before the one before it was read.
+        idle: Does a piece of work that can wait until there is nothing else; returns whether there is more of it.
     """
 
     def __init__(
@@ -46,6 +76,8 @@ class Loop:
         runner: Runner,
         max_model_len_tokens: int,
         vocab_size: int,
+        lookahead: bool = False,
+        idle: Callable[[], bool] = lambda: False,
     ):
         self._receive = receive
         self._send = send
@@ -53,14 +85,26 @@ class Loop:
         self._runner = runner
         self._max_model_len_tokens = max_model_len_tokens
         self._vocab_size = vocab_size
+        self._lookahead = lookahead
+        self._idle = idle
+        self._in_flight: _Step | None = None
 
     def run(self) -> NoReturn:
         """Serve for ever; ends with what `receive` or `send` raises when the server is gone."""
         while True:
-            for message in self._receive(not self._scheduler.has_work):
+            self._hear()
+            self._step()
+
+    def _hear(self) -> None:
+        """Take what has arrived; with nothing to compute and nothing to do while idle, wait for something."""
+        heard = False
+        for message in self._receive(False):
+            self._handle(message)
+            heard = True
+        busy = heard or self._scheduler.has_work or self._in_flight is not None
+        if not busy and not self._idle():
+            for message in self._receive(True):
                 self._handle(message)
-            if self._scheduler.has_work:
-                self._step()
 
     def _handle(self, message: ToEngine) -> None:
         if isinstance(message, Submit):
@@ -95,43 +139,78 @@ class Loop:
         check_sampling(submit.sampling, self._vocab_size)
 
     def _step(self) -> None:
+        """Launch the next step, if there is any, then tell what the one in flight has drawn."""
+        step = self._launch()
+        if self._in_flight is not None:
+            before, self._in_flight = self._in_flight, None
+            self._collect(before)
+        if step is None:
+            return
+        self._scheduler.advance(step.spans)
+        if self._may_stay_in_flight(step):
+            self._in_flight = step
+        else:
+            self._collect(step)
+
+    def _launch(self) -> _Step | None:
         spans = self._scheduler.schedule()
+        if not spans:
+            return None
+        sampled = [span for span in spans if span.samples]
         try:
-            drawn = self._runner.run(spans)
+            return _Step(spans, sampled, self._runner.launch(spans))
+        except Exception as error:  # noqa: BLE001 - it is raised again where the step is collected
+            # Its sequences end only after the step in flight was told: that may be the last one of some.
+            return _Step(spans, sampled, _NeverLaunched(error))
+
+    def _may_stay_in_flight(self, step: _Step) -> bool:
+        """Whether the next step can be launched without what this one gives."""
+        if not self._lookahead or isinstance(step.flight, _NeverLaunched):
+            return False
+        return not any(span.sequence.must_be_read for span in step.spans)
+
+    def _collect(self, step: _Step) -> None:
+        """Tell what a step has drawn; of sequences that have ended since its launch nothing is told."""
+        try:
+            drawn = step.flight.collect()
         except Exception as error:
-            logger.exception("a step of %d sequences failed", len(spans))
-            for span in spans:
+            logger.exception("a step of %d sequences failed", len(step.spans))
+            for span in step.spans:
                 self._fail(span.sequence, f"the engine failed on this step: {type(error).__name__}")
             return
-        self._scheduler.advance(spans)
-        sampled = [span for span in spans if span.samples]
-        outputs = [self._take(span.sequence, token) for span, token in zip(sampled, drawn, strict=True)]
+        self._scheduler.publish(step.spans)
+        outputs = [self._take(span.sequence, token) for span, token in zip(step.sampled, drawn, strict=True)]
         tokens = tuple(output for output in outputs if output is not None)
         if tokens:
             self._send(StepOutput(tokens))
 
     def _take(self, sequence: Sequence, drawn: Drawn | None) -> TokenOutput | None:
+        if sequence.has_ended:
+            return None
         if drawn is None:
             self._fail(
                 sequence, "no token can be drawn: the model's logits are not finite, or every token is forbidden"
             )
             return None
-        prompt_logprobs = _prompt_logprobs(sequence)
-        cached_tokens = None if sequence.generated_tokens else sequence.cached_tokens
-        finish_reason = sequence.append(drawn.token_id)
+        finish_reason = sequence.learn_token(drawn.token_id)
+        is_first = sequence.generated_tokens == 1
         if finish_reason is not None:
             self._scheduler.finish(sequence)
         return TokenOutput(
-            sequence.request_id, drawn.token_id, finish_reason, drawn.logprobs, prompt_logprobs, cached_tokens
+            sequence.request_id,
+            drawn.token_id,
+            finish_reason,
+            drawn.logprobs,
+            _prompt_logprobs(sequence) if is_first else None,
+            sequence.cached_tokens if is_first else None,
         )
 
     def _fail(self, sequence: Sequence, message: str) -> None:
-        self._scheduler.discard(sequence)
-        self._send(RequestFailed(sequence.request_id, message))
+        if not sequence.has_ended:
+            self._scheduler.discard(sequence)
+            self._send(RequestFailed(sequence.request_id, message))
 
 
 def _prompt_logprobs(sequence: Sequence) -> tuple[TokenLogprobs, ...] | None:
     """What goes with the first token, where it was asked for."""
-    if sequence.sampling.prompt_logprobs is None or sequence.generated_tokens:
-        return None
-    return tuple(sequence.prompt_logprobs)
+    return None if sequence.sampling.prompt_logprobs is None else tuple(sequence.prompt_logprobs)

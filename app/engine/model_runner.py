@@ -1,22 +1,26 @@
-"""One step of the model: spans in, drawn tokens out.
+"""One step of the model: spans in, drawn tokens out, some time later.
 
-Takes what the scheduler chose; its state is the KV cache and what the sampler keeps of the last batch. Knows no
-queue.
+Takes what the scheduler chose; its state is the KV cache, the tokens drawn last and what the sampler keeps of the last
+batch. Knows no queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
-from app.engine.batch import build_batch
-from app.engine.graphs import DecodeGraphs
 from app.engine.kv_cache import KVCache
+from app.engine.last_draw import LastDraw
 from app.engine.models.language_model import LanguageModel
 from app.engine.sampling.logprobs import PromptScores, score_prompt
-from app.engine.sampling.sampler import Drawn, Sampler
+from app.engine.sampling.sampler import PendingDraw, Sampler
 from app.engine.scheduler import Span
+from app.engine.steps import SDPASteps, Steps
+
+if TYPE_CHECKING:
+    from app.engine.gpu_steps import GPUSteps
+    from app.engine.step_shapes import Limits
 
 
 class ModelRunner:
@@ -25,48 +29,53 @@ class ModelRunner:
     Args:
         model: Every parameter bound; values may still arrive.
         cache: Its blocks are the spans' sequences'.
-        may_capture: Whether CUDA graphs can be captured already.
     """
 
-    def __init__(self, model: LanguageModel, cache: KVCache, *, may_capture: Callable[[], bool] = lambda: True):
+    def __init__(self, model: LanguageModel, cache: KVCache):
         self._model = model
         self._cache = cache
-        self._may_capture = may_capture
         self._sampler = Sampler()
-        self._graphs = DecodeGraphs(model, cache) if cache.device.type == "cuda" and model.may_be_captured else None
-
-    @property
-    def uses_graphs(self) -> bool:
-        """Whether decode steps are CUDA graphs here."""
-        return self._graphs is not None
+        # Every sequence of a step has a block that nobody shares, for its last token.
+        self._last_draw = LastDraw(cache.scratch_slot // cache.block_size_tokens, cache.device)
+        self._steps: Steps = SDPASteps(model, cache, self._last_draw)
+        self._gpu_steps: GPUSteps | None = None
 
     @torch.inference_mode()
-    def capture_first_graph(self) -> None:
-        """Make the first decode step as fast as the later ones, where graphs are used at all."""
-        if self._graphs is not None:
-            self._graphs.capture_first()
+    def use_kernels(self, limits: Limits) -> None:
+        """Compile the GPU's kernels and use them from then on. Takes seconds; in any thread, all of torch imported.
+
+        Raises:
+            ImportError: There is no Triton.
+            Exception: Whatever Triton raises where it cannot compile, for want of a C compiler, say.
+        """
+        from app.engine.gpu_steps import GPUSteps
+
+        steps = GPUSteps(self._model, self._cache, self._last_draw, limits)
+        steps.compile()
+        self._steps = self._gpu_steps = steps
+
+    @torch.inference_mode()
+    def capture_next_graph(self) -> bool:
+        """Capture one of the CUDA graphs that later steps will need; whether there was one to capture."""
+        return self._gpu_steps is not None and self._gpu_steps.capture_next()
 
     @torch.inference_mode()
     def logits(self, spans: list[Span]) -> torch.Tensor:
         """Compute `spans`; the logits (sampling spans, vocabulary) of those that sample."""
-        return self._compute(spans)[0]
+        return self._steps.run(spans).logits
 
     @torch.inference_mode()
-    def run(self, spans: list[Span]) -> list[Drawn | None]:
-        """Compute `spans` and draw a token for each that samples; None where its logits are not finite.
+    def launch(self, spans: list[Span]) -> PendingDraw:
+        """Queue the computation of `spans` and the draw of a token for each that samples.
 
-        Sequences that need prompt logits have their prompt logprobs extended by what their spans predict.
+        Where a sequence's last token is unknown it is what the launch before this one draws. Sequences that need
+        prompt logits have their prompt logprobs extended by what their spans predict, once that is collected.
         """
-        logits, prompts = self._compute(spans)
-        return self._sampler.sample(logits, [span.sequence for span in spans if span.samples], prompts)
-
-    def _compute(self, spans: list[Span]) -> tuple[torch.Tensor, list[PromptScores]]:
-        """The logits of the spans that sample, and scores of the prompts that need them."""
-        if self._graphs is not None and self._graphs.takes(spans) and self._may_capture():
-            return self._graphs.logits(spans), []  # a span that samples after one token predicts no prompt token
-        batch = build_batch(spans, self._cache)
-        hidden = self._model(batch.token_ids, batch.positions, batch.attention)
-        return self._model.logits(hidden[batch.last_rows]), self._score_prompts(spans, hidden)
+        computed = self._steps.run(spans)
+        sampled = [span.sequence for span in spans if span.samples]
+        draw = self._sampler.launch(computed.logits, sampled, self._score_prompts(spans, computed.hidden))
+        self._last_draw.keep(sampled, draw.token_ids)
+        return draw
 
     def _score_prompts(self, spans: list[Span], hidden: torch.Tensor) -> list[PromptScores]:
         """Scores of the prompt tokens that hidden states (tokens, hidden) predict, where they are asked for."""

@@ -10,7 +10,7 @@ import hashlib
 from array import array
 
 from app.engine.blocks import BlockAllocator
-from app.engine.sequence import Sequence
+from app.engine.sequence import UNKNOWN_TOKEN, Sequence
 
 _DIGEST_BYTES = 16  # a chance of 2^-64 among 2^32 blocks that two are taken for one
 
@@ -45,7 +45,7 @@ class PrefixCache:
         return found
 
     def publish(self, sequence: Sequence, start: int, end: int) -> None:
-        """Tokens `[start, end)` have been computed: name the blocks that this has filled."""
+        """Tokens `[start, end)` have been computed, all of them known: name the blocks that this has filled."""
         size = self._block_size_tokens
         first, last = start // size, end // size
         if first < last:
@@ -68,6 +68,8 @@ class PrefixCache:
         size = self._block_size_tokens
         for index in range(len(digests), blocks):
             tokens = array("q", sequence.token_ids[index * size : (index + 1) * size])
+            if UNKNOWN_TOKEN in tokens:  # others would take their own unknown tokens for these
+                raise RuntimeError(f"{sequence.request_id}: block {index} has a token that is not known yet")
             before = digests[-1] if digests else b""
             digests.append(hashlib.blake2b(before + tokens.tobytes(), digest_size=_DIGEST_BYTES).digest())
         return digests[:blocks]

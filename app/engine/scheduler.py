@@ -3,12 +3,14 @@
 Continuous batching: every running sequence goes on first, oldest first, then waiting ones are admitted in
 order of arrival while tokens, sequences and blocks allow. Long prompts are computed in pieces, and what another
 sequence has computed already is shared. When blocks run out the youngest sequence gives all of its up and starts
-again later, from its prompt and what it has generated. Pure; knows no tensor and no message.
+again later, from its prompt and what it has generated. The last token of a sequence may be drawn but unknown: what
+follows it is scheduled all the same. Pure; knows no tensor and no message.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from app.engine.blocks import BlockAllocator
@@ -30,7 +32,7 @@ class Span:
 
     @property
     def samples(self) -> bool:
-        """Whether the step computes the sequence's last token, after which a new one is drawn."""
+        """Whether the step computes the sequence's last token, after which a new one is drawn; until `advance`."""
         return self.end == len(self.sequence.token_ids)
 
 
@@ -67,7 +69,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether `schedule` has anything to give."""
+        """Whether any sequence has not ended."""
         return bool(self._running or self._waiting)
 
     def submit(self, sequence: Sequence) -> None:
@@ -94,6 +96,7 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """Drop a sequence and free its blocks."""
         (self._running if sequence in self._running else self._waiting).remove(sequence)
+        sequence.has_ended = True
         self._release(sequence)
         if self._prefixes is not None:
             self._prefixes.drop(sequence)
@@ -105,30 +108,57 @@ class Scheduler:
         self.finish(sequence)
 
     def schedule(self) -> list[Span]:
-        """The next step's spans; never empty while there is work. Blocks for them are in place."""
+        """The next step's spans, blocks for them in place; none only while every sequence awaits what is unknown."""
         spans: list[Span] = []
         budget_tokens = self._max_num_batched_tokens
-        while budget_tokens and (sequence := self._next(len(spans))):
+        for sequence in self._ready():
             tokens = min(sequence.pending_tokens, budget_tokens)
             spans.append(Span(sequence, sequence.computed_tokens, sequence.computed_tokens + tokens))
             budget_tokens -= tokens
+            if not budget_tokens:
+                break
         return spans
 
     def advance(self, spans: list[Span]) -> None:
-        """The step was computed: the keys and values of its spans are in the cache."""
+        """The step was launched: whatever is launched from now on finds its keys and values, and its unknown tokens.
+
+        Of a sequence that has ended since `schedule` nothing is kept.
+        """
         for span in spans:
+            if span.sequence.has_ended:
+                continue
             span.sequence.computed_tokens = span.end
-            if self._prefixes is not None:
+            if span.samples:
+                span.sequence.expect_token()
+
+    def publish(self, spans: list[Span]) -> None:
+        """The step was computed without an error: others may share the blocks that it has filled.
+
+        To be called before a later step's `advance`.
+        """
+        if self._prefixes is None:
+            return
+        for span in spans:
+            # A sequence that has ended or was preempted since has given them up: they may be another's.
+            if span.sequence.computed_tokens >= span.end:
                 self._prefixes.publish(span.sequence, span.start, span.end)
 
-    def _next(self, index: int) -> Sequence | None:
-        """The running sequence at `index`, its blocks in place, admitting a waiting one past the end."""
+    def _ready(self) -> Iterator[Sequence]:
+        """What can be computed, oldest first, its blocks in place: running sequences, then waiting ones."""
+        index = 0
         while index < len(self._running):
             sequence = self._running[index]
-            if self._missing_blocks(sequence) <= self._blocks.num_free:
-                return self._grow(sequence)
-            self._preempt_youngest()  # perhaps this very one
-        return self._admit()
+            if sequence.awaits_its_last_token:
+                index += 1
+            elif self._missing_blocks(sequence) <= self._blocks.num_free:
+                index += 1
+                yield self._grow(sequence)
+            elif any(one.awaits_its_last_token for one in self._running):
+                return  # its blocks are free as soon as that token was read: nobody need start over for them
+            else:
+                self._preempt_youngest()  # perhaps this very one
+        while admitted := self._admit():
+            yield admitted
 
     def _admit(self) -> Sequence | None:
         if not self._waiting or len(self._running) == self._max_num_seqs:
@@ -163,6 +193,8 @@ class Scheduler:
         self._waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        # A step in flight may still write into these blocks. Who gets them next writes and reads in a later step, which
+        # the device begins after that one; and nobody finds them by name, as a block with tokens to come has none.
         self._blocks.free(sequence.block_ids)
         sequence.block_ids = []
         sequence.computed_tokens = 0

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 
 from app.messages import SamplingParams, Submit, TokenLogprobs
 
+UNKNOWN_TOKEN = -1  # drawn, but not read by the host yet
+
 
 @dataclass(eq=False)
 class Sequence:
     """A prompt and what was generated after it.
 
-    The keys and values of the first `computed_tokens` tokens are in the cache, in `block_ids`. Of the prompt's
+    The last of `token_ids` may be an `UNKNOWN_TOKEN`. The keys and values of the first `computed_tokens` tokens are in
+    the cache, in `block_ids`, once every step that was launched has ended. Of the prompt's
     tokens but the first, so many have their `prompt_logprobs`, if they were asked for. `cached_tokens` were in the
-    cache when the sequence first ran; None before that.
+    cache when the sequence first ran; None before that. One that `has_ended` is nobody's any more.
     """
 
     request_id: str
@@ -29,10 +32,11 @@ class Sequence:
     computed_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached_tokens: int | None = None
+    has_ended: bool = False
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens behind the prompt."""
+        """Tokens behind the prompt, an unknown one included."""
         return len(self.token_ids) - self.prompt_tokens
 
     @property
@@ -45,9 +49,25 @@ class Sequence:
         """Tokens whose keys and values are not in the cache: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.computed_tokens
 
-    def append(self, token_id: int) -> str | None:
-        """Add a generated token; returns the finish reason if it is the last."""
-        self.token_ids.append(token_id)
+    @property
+    def awaits_its_last_token(self) -> bool:
+        """Whether a token was drawn, not read, and nothing is computed after it whatever it is."""
+        return self.token_ids[-1] == UNKNOWN_TOKEN and self.generated_tokens >= self.sampling.max_tokens
+
+    @property
+    def must_be_read(self) -> bool:
+        """Whether the host must know what one step gave before it can launch the sequence's next."""
+        return self.needs_prompt_logits or any(len(word) > 1 for word in self.sampling.bad_words)
+
+    def expect_token(self) -> None:
+        """A token is being drawn: it has its place before the host knows it."""
+        if self.token_ids[-1] == UNKNOWN_TOKEN:
+            raise RuntimeError(f"{self.request_id}: a token is unknown already")
+        self.token_ids.append(UNKNOWN_TOKEN)
+
+    def learn_token(self, token_id: int) -> str | None:
+        """The unknown token is this; returns the finish reason if it is the last."""
+        self.token_ids[-1] = token_id
         if token_id in self.sampling.stop_token_ids:
             return "stop"
         if self.generated_tokens >= self.sampling.max_tokens:

@@ -17,12 +17,14 @@ import torch
 from app.engine.blocks import BlockAllocator
 from app.engine.early_start import EarlyStart
 from app.engine.inbox import Inbox
+from app.engine.kernel_start import KernelStart
 from app.engine.kv_cache import KVCache, bytes_per_token, cache_blocks, free_for_cache_bytes
 from app.engine.loop import Loop
 from app.engine.model_runner import ModelRunner
 from app.engine.models.language_model import LanguageModel
 from app.engine.scheduler import Scheduler
 from app.engine.skeleton import bind, build_skeleton
+from app.engine.step_shapes import Limits
 from app.engine.torch_import import TorchImport
 from app.engine.warmup import check_weights, warm_up, warm_up_sampler
 from app.engine.weights import Weights, from_host, in_place_on_gpu
@@ -65,23 +67,25 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     with _timed(connection, "engine.cache"):
         blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
         cache = KVCache(model.config, model.dtype, model.device, blocks.num_blocks, options.block_size_tokens)
-    runner = ModelRunner(model, cache, may_capture=lambda: torch_import.is_whole)
+    # A sequence longer than the cache could never run, so the server should refuse it as too long.
+    max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
+    runner = ModelRunner(model, cache)
+    limits = Limits(options.max_num_batched_tokens, options.max_num_seqs, max_model_len_tokens)
+    kernels = KernelStart(runner, limits, torch_import) if model.device.type == "cuda" else None
     sampler = warm_up_sampler(model)
     if not inbox.has_come(WeightsLanded):  # else the pass over the real weights is the first one, and enough
         with _timed(connection, "engine.warmup"):
             warm_up(runner, blocks, options.block_size_tokens)
             sampler.join()  # nothing else may run beside a capture
-        _use_the_wait(inbox, runner, torch_import, connection)
+        _use_the_wait(inbox, runner, torch_import, kernels, connection)
     landed, shard_fds = inbox.wait_for(WeightsLanded)
     with _timed(connection, "weights.load"):
         weights.landed(landed.shards, shard_fds)
     with _timed(connection, "engine.first_pass"):
         check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
         sampler.join()
-    # A sequence longer than the cache could never run, so the server should refuse it as too long.
-    max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
     # A first request that is waiting already is answered before the rest of torch competes with it.
-    threading.Timer(_FIRST_ANSWER_S, torch_import.go_on).start()
+    threading.Timer(_FIRST_ANSWER_S, torch_import.go_on if kernels is None else kernels.begin).start()
     connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
     Loop(
         receive=inbox.receive,
@@ -90,6 +94,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
+        lookahead=model.device.type == "cuda",
+        idle=runner.capture_next_graph,
     ).run()
 
 
@@ -106,20 +112,30 @@ def _bound_model(request: BindArena, arena: torch.Tensor, torch_import: TorchImp
 
 
 def _use_the_wait(
-    inbox: Inbox, runner: ModelRunner, torch_import: TorchImport, connection: Connection[ToEngine]
+    inbox: Inbox,
+    runner: ModelRunner,
+    torch_import: TorchImport,
+    kernels: KernelStart | None,
+    connection: Connection[ToEngine],
 ) -> None:
-    """Until the bytes are there: import the rest of torch, and on a GPU capture the first graph.
+    """Until the bytes are there: import the rest of torch, on a GPU compile the kernels and capture graphs.
 
-    Neither holds up weights that land meanwhile: both can end after the first answer.
+    None of it holds up weights that land meanwhile by more than one graph: all can end after the first answer.
     """
     torch_import.go_on()
     while not torch_import.is_whole:
         if inbox.has_come(WeightsLanded, timeout_s=_POLL_S):
             return
     torch_import.wait()  # for its error
-    if runner.uses_graphs and not inbox.has_come(WeightsLanded):
-        with _timed(connection, "engine.capture"):
-            runner.capture_first_graph()
+    if kernels is None:
+        return
+    kernels.begin()
+    while not kernels.is_over:
+        if inbox.has_come(WeightsLanded, timeout_s=_POLL_S):
+            return
+    with _timed(connection, "engine.capture"):
+        while not inbox.has_come(WeightsLanded) and runner.capture_next_graph():
+            pass
 
 
 def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:

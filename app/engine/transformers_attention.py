@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from app.engine.attention import AttentionBatch, AttentionSpec, DecodeAttention, attend
+from app.engine.attention import AttentionBatch, AttentionSpec, store
 
 IMPLEMENTATION = "coldstream"
 
@@ -44,12 +44,11 @@ class Recorder:
     calls: list[Call] = field(default_factory=list)
 
 
-Batch = AttentionBatch | DecodeAttention
-_current: ContextVar[Batch | Recorder] = ContextVar("attention batch")
+_current: ContextVar[AttentionBatch | Recorder] = ContextVar("attention batch")
 
 
 @contextmanager
-def attending(batch: Batch | Recorder) -> Iterator[None]:
+def attending(batch: AttentionBatch | Recorder) -> Iterator[None]:
     """What the layers that run within attend over."""
     token = _current.set(batch)
     try:
@@ -80,7 +79,8 @@ def _attention(
     )
     heads, tokens, head_dim = query.shape[1:]
     query, key, value = (rows[0].transpose(0, 1) for rows in (query, key, value))
-    return attend(spec, query.contiguous(), key, value, batch).view(1, tokens, heads, head_dim), None
+    store(batch, spec.layer, key, value)
+    return batch.attend(spec, query.contiguous()).view(1, tokens, heads, head_dim), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

@@ -73,6 +73,7 @@ def probe(model: PreTrainedModel) -> TransformersShape:
         hidden_size=hidden.shape[-1],
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * hidden.shape[-1],
         num_layers=len(recorder.calls),
+        num_heads=recorder.calls[0].query[1],
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_position_embeddings=_max_position_embeddings(config),

@@ -81,13 +81,15 @@ class Detokenizer:
     def _tell(self, text: str) -> None:
         texts = iter(self._split(text))
         self._told += [next(texts) if has_text else "" for has_text in self._untold]
-        self._untold = []
+        self._untold.clear()
 
     def _split(self, text: str) -> list[str]:
         """The text of each pending token."""
+        if len(self._pending) == 1:
+            return [text]
         texts: list[str] = []
         start = 0
-        given = len(self._decode(self._context)) if len(self._pending) > 1 else 0
+        given = len(self._decode(self._context))
         for count in range(1, len(self._pending)):
             end = start
             if len(self._pending) <= _SPLIT_TOKENS:

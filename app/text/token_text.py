@@ -23,7 +23,7 @@ class TokenText:
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], *, include_stop: bool = False):
         self._detokenizer = detokenizer
-        self._stops = StopStrings(stops, include=include_stop)
+        self._stops = StopStrings(stops, include=include_stop) if stops else None
         self._include_stop = include_stop
         self._held: deque[str] = deque()  # token by token
         self._passed_chars = 0  # of what is held, how much no stop string can take back
@@ -42,9 +42,12 @@ class TokenText:
         piece = "" if silent else self._detokenizer.push(token_id)
         if finish_reason is not None:
             piece += self._detokenizer.flush()
-        self._held += self._detokenizer.take_token_texts()
+        told = self._detokenizer.take_token_texts()
         if silent:
-            self._held.append("")
+            told.append("")
+        if self._stops is None:
+            return tuple(told), finish_reason
+        self._held += told
         text, stopped = self._stops.push(piece)
         if finish_reason is not None and not stopped:
             text += self._stops.flush()

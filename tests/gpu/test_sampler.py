@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.engine.sampling import sampler as sampler_module
+from app.engine.sampling.device import Readback
 from app.engine.sampling.ranking import top_ranked
 from app.engine.sampling.sampler import Sampler
 from app.engine.sequence import Sequence
@@ -32,15 +32,15 @@ def sequences(kinds: tuple[dict, ...]) -> list[Sequence]:
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:1], KINDS[1:2], KINDS[:4]])
 def test_tokens_are_the_cpus_and_the_host_waits_once(kinds, monkeypatch):
     """Over several steps of one batch, with every other wait of the host for the GPU made an error."""
-    fetches = 0
+    waits = 0
 
-    def fetch(tensors, real=sampler_module.fetch):
-        nonlocal fetches
-        fetches += tensors[0].is_cuda
+    def values(readback, real=Readback.values):
+        nonlocal waits
+        waits += readback._arrived is not None
         torch.cuda.set_sync_debug_mode("default")
-        return real(tensors)
+        return real(readback)
 
-    monkeypatch.setattr(sampler_module, "fetch", fetch)
+    monkeypatch.setattr(Readback, "values", values)
     on_cpu, on_gpu = sequences(kinds), sequences(kinds)
     samplers = Sampler(), Sampler()
     generator = torch.Generator().manual_seed(0)
@@ -55,9 +55,9 @@ def test_tokens_are_the_cpus_and_the_host_waits_once(kinds, monkeypatch):
         expected = samplers[0].sample(logits, on_cpu)
         assert [token.token_id for token in drawn] == [token.token_id for token in expected]
         for row, token in enumerate(expected):
-            on_cpu[row].append(token.token_id)
-            on_gpu[row].append(token.token_id)
-    assert fetches == 5
+            on_cpu[row].token_ids.append(token.token_id)
+            on_gpu[row].token_ids.append(token.token_id)
+    assert waits == 5
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -121,10 +121,10 @@ class PackedModel:
     transformers_dtype: str | None = None
 
 
-def packed_variant(name: str) -> PackedModel:
-    """One of `VARIANTS`, in float32."""
+def packed_variant(name: str, dtype: torch.dtype = torch.float32) -> PackedModel:
+    """One of `VARIANTS`."""
     model_type, changes = VARIANTS[name]
-    return packed_model(model_type, **changes)
+    return packed_model(model_type, dtype, **changes)
 
 
 def packed_model(model_type: str = "llama", dtype: torch.dtype = torch.float32, **changes) -> PackedModel:

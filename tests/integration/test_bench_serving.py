@@ -52,7 +52,17 @@ def test_percentiles_are_of_all_answers_together():
 
 def test_a_decode_step_is_measured_beside_its_floor():
     """On two layers and a CPU, the figures are there and the floor is below them."""
-    command = [sys.executable, "-m", "bench.gpu.decode_step", "--shape", "tiny", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.gpu.decode_step",
+        "--shape",
+        "tiny",
+        "--device",
+        "cpu",
+        "--prompt-tokens",
+        "32",
+    ]
     command += ["--rows", "1", "2", "--steps", "3", "--context-tokens", "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

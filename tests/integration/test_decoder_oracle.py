@@ -9,14 +9,11 @@ import logging
 import pytest
 import torch
 
-from app.engine.graphs import DecodeGraphs
-from app.engine.scheduler import Span
-from app.engine.sequence import new_sequence
 from app.engine.skeleton import bind, build_skeleton
-from app.messages import SamplingParams, Submit
+from app.messages import SamplingParams
 from streaming.errors import CheckpointError
 from streaming.messages import Extent
-from tests.decoding import CPU, PROMPTS, Engine, decode_step_logits, logits_error, reference_tokens
+from tests.decoding import CPU, PROMPTS, Engine, logits_error, reference_tokens
 from tests.integration.packed_model import VARIANTS, longrope, packed_model, packed_variant
 
 
@@ -88,13 +85,6 @@ def test_chunked_prefill_equals_whole_prefill(variant, chunk_tokens):
     torch.testing.assert_close(engine.logits(PROMPTS[2], chunk_tokens=chunk_tokens), whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", WINDOWED)
-def test_a_decode_step_of_fixed_shapes_equals_an_exact_one(variant):
-    """What a CUDA graph computes over whole block tables is what each sequence's own context gives."""
-    fixed, exact = decode_step_logits(Engine(packed_variant(variant)))
-    torch.testing.assert_close(fixed, exact, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("variant", ["gqa, tied", "mistral, window", "qwen3 moe, normalised"])
 def test_a_small_token_budget_changes_no_token(variant):
     """Prompts that are scheduled in pieces beside decoding sequences generate the same tokens."""
@@ -109,7 +99,7 @@ def test_preemption_changes_no_token():
     expected = Engine(packed).generate(PROMPTS)
     tight = Engine(packed, num_blocks=13)
     assert tight.generate(PROMPTS) == expected
-    assert tight.preemptions > 0
+    assert tight.scheduler.preemptions > 0
 
 
 def mixed_requests() -> list[tuple[list[int], SamplingParams]]:
@@ -142,10 +132,10 @@ def test_a_cached_prefix_changes_no_token(variant):
     engine = Engine(packed, prefix_caching=True)
     assert [engine.generate([prompt])[0] for prompt in prompts] == expected
     assert engine.generate(prompts) == expected
-    assert engine.reused_tokens >= 16 * (2 * len(prompts) - 1)
+    assert engine.scheduler.reused_tokens >= 16 * (2 * len(prompts) - 1)
     tight = Engine(packed, num_blocks=17, prefix_caching=True)
     assert tight.generate(prompts) == expected
-    assert tight.preemptions > 0
+    assert tight.scheduler.preemptions > 0
 
 
 def test_sixteen_mixed_requests_get_what_each_gets_alone():
@@ -220,13 +210,3 @@ def test_an_extent_that_does_not_fit_is_named(change, complaint):
     with pytest.raises(CheckpointError, match=complaint) as caught:
         bind(model, torch.zeros(len(packed.arena), dtype=torch.uint8), extents)
     assert "model.norm.weight" in str(caught.value)
-
-
-def test_a_graph_takes_only_rows_that_draw_a_token():
-    """The last token of a prompt's piece is one token, too, but not a decode step."""
-    engine = Engine(packed_model())
-    graphs = DecodeGraphs(engine.runner._model, engine.runner._cache)
-    sequence = new_sequence(Submit("x", (3, 1, 4), SamplingParams(max_tokens=1)))
-    assert graphs.takes([Span(sequence, 2, 3)])
-    assert not graphs.takes([Span(sequence, 1, 2)])
-    assert not graphs.takes([Span(sequence, 2, 3), Span(sequence, 0, 2)])

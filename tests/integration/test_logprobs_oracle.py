@@ -2,69 +2,30 @@
 
 from __future__ import annotations
 
-from unittest.mock import Mock
-
-import msgspec
 import pytest
 import torch
 
-from app.engine.loop import Loop
-from app.messages import FromEngine, SamplingParams, StepOutput, Submit, TokenOutput
+from app.messages import SamplingParams, Submit
 from tests.decoding import PROMPTS, Engine
 from tests.integration.packed_model import packed_model
 
 MAX_TOKENS = 8
 
 
-class Idle(Exception):
-    """Every message was said and every sequence has ended."""
-
-
-def serve(engine: Engine, submits: list[Submit]) -> dict[str, list[TokenOutput]]:
-    """What the server reads of each sequence, as it comes out of the wire's format."""
-    says: list[list[Submit]] = [submits]
-    outputs: dict[str, list[TokenOutput]] = {submit.request_id: [] for submit in submits}
-
-    def receive(block: bool) -> list[Submit]:
-        if says:
-            return says.pop()
-        if block:
-            raise Idle
-        return []
-
-    def send(message: FromEngine) -> None:
-        decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=FromEngine)
-        assert isinstance(decoded, StepOutput)
-        for token in decoded.tokens:
-            outputs[token.request_id].append(token)
-
-    loop = Loop(
-        receive=receive,
-        send=send,
-        scheduler=engine.scheduler,
-        runner=engine.runner,
-        max_model_len_tokens=64,
-        vocab_size=engine.runner._model.config.vocab_size,
-    )
-    with pytest.raises(Idle):
-        loop.run()
-    return outputs
-
-
+@pytest.mark.parametrize("lookahead", [False, True])
 @pytest.mark.parametrize(
     ("sizes", "preempts"),
     [({}, False), ({"max_num_batched_tokens": 4}, False), ({"num_blocks": 11, "max_num_batched_tokens": 16}, True)],
     ids=["whole", "in pieces", "preempted"],
 )
-def test_logprobs_are_transformers(sizes, preempts):
+def test_logprobs_are_transformers(sizes, preempts, lookahead):
     """Of every token of prompt and answer, however the prompt is cut and whoever must start again."""
     packed = packed_model()
-    engine = Engine(packed, **sizes)
-    preempt = engine.scheduler._preempt_youngest = Mock(wraps=engine.scheduler._preempt_youngest)
+    engine = Engine(packed, lookahead=lookahead, **sizes)
     sampling = SamplingParams(max_tokens=MAX_TOKENS, temperature=0.0, logprobs=3, prompt_logprobs=2)
     submits = [Submit(str(index), tuple(prompt), sampling) for index, prompt in enumerate(PROMPTS)]
-    outputs = serve(engine, submits)
-    assert preempt.called == preempts
+    outputs = engine.serve(submits)
+    assert bool(engine.scheduler.preemptions) == preempts
     for prompt, tokens in zip(PROMPTS, outputs.values(), strict=True):
         assert len(tokens) == MAX_TOKENS
         assert all(token.prompt_logprobs is None for token in tokens[1:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -32,11 +34,18 @@ class Server:
         return []
 
 
-def serve(server: Server, run, *, num_blocks: int = 16) -> list:
+class Landed:
+    """A step that was computed while it was launched."""
+
+    def __init__(self, drawn):
+        self.collect = lambda: drawn
+
+
+def serve(server: Server, run, *, num_blocks: int = 16, lookahead: bool = False) -> list:
     """Run a loop whose model is `run` until it is idle and the server is gone."""
     blocks = BlockAllocator(num_blocks)
     scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=4, max_num_batched_tokens=16, prefix_caching=True)
-    runner = type("Runner", (), {"run": staticmethod(run)})
+    runner = SimpleNamespace(launch=lambda spans: Landed(run(spans)))
     loop = Loop(
         receive=server.receive,
         send=server.heard.append,
@@ -44,6 +53,7 @@ def serve(server: Server, run, *, num_blocks: int = 16) -> list:
         runner=runner,
         max_model_len_tokens=64,
         vocab_size=100,
+        lookahead=lookahead,
     )
     with pytest.raises(Server.Gone):
         loop.run()
@@ -60,9 +70,10 @@ def ones(spans):
     return [Drawn(1) for span in spans if span.samples]
 
 
-def test_one_message_per_step_tells_every_sequence_its_token():
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_one_message_per_step_tells_every_sequence_its_token(lookahead):
     """The tokens of a step travel together; the last one carries why the sequence ended."""
-    heard = serve(Server([submit("a"), submit("b", max_tokens=9, stop_token_ids=(1,))]), ones)
+    heard = serve(Server([submit("a"), submit("b", max_tokens=9, stop_token_ids=(1,))]), ones, lookahead=lookahead)
     assert [[(token.request_id, token.token_id, token.finish_reason) for token in m.tokens] for m in heard] == [
         [("a", 1, None), ("b", 1, "stop")],
         [("a", 1, "length")],
@@ -105,8 +116,9 @@ def test_a_request_that_nobody_can_set_up_fails_alone(monkeypatch, caplog):
     assert "secret" in caplog.text
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
 @pytest.mark.parametrize("error", [RuntimeError("boom"), torch.OutOfMemoryError("no room")])
-def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives(error, caplog):
+def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives(error, lookahead, caplog):
     """An exception inside a step, memory that runs out included, fails the requests in it; later ones are served."""
 
     def run(spans):
@@ -114,25 +126,27 @@ def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives(error, caplog):
             raise error
         return ones(spans)
 
-    heard = serve(Server([submit("a"), submit("b")], [submit("c", max_tokens=1)]), run)
+    heard = serve(Server([submit("a"), submit("b")], [submit("c", max_tokens=1)]), run, lookahead=lookahead)
     assert [type(message) for message in heard] == [RequestFailed, RequestFailed, StepOutput]
     assert [message.request_id for message in heard[:2]] == ["a", "b"]
     assert type(error).__name__ in heard[0].message
     assert "a step of 2 sequences failed" in caplog.text
 
 
-def test_a_row_without_finite_logits_fails_alone():
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_a_row_without_finite_logits_fails_alone(lookahead):
     """The sequence whose logits are not finite ends with an error; its neighbour gets its token."""
 
     def run(spans):
         return [None if span.sequence.request_id == "a" else Drawn(1) for span in spans]
 
-    heard = serve(Server([submit("a"), submit("b", max_tokens=1)]), run)
+    heard = serve(Server([submit("a"), submit("b", max_tokens=1)]), run, lookahead=lookahead)
     assert [type(message) for message in heard] == [RequestFailed, StepOutput]
     assert (heard[0].request_id, heard[1].tokens[0].request_id) == ("a", "b")
 
 
-def test_logprobs_travel_with_their_token_and_the_prompts_with_the_first():
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_logprobs_travel_with_their_token_and_the_prompts_with_the_first(lookahead):
     """A token's logprobs are in its output; the prompt's come once, and only to who asked."""
     entry = TokenLogprobs(-0.5, 1, (1,), (-0.5,))
 
@@ -142,7 +156,8 @@ def test_logprobs_travel_with_their_token_and_the_prompts_with_the_first():
                 span.sequence.prompt_logprobs += [entry] * (span.sequence.prompt_tokens - 1)
         return [Drawn(1, entry) for span in spans]
 
-    heard = serve(Server([submit("a", logprobs=1, prompt_logprobs=1), submit("b", logprobs=1)]), run)
+    submits = [submit("a", logprobs=1, prompt_logprobs=1), submit("b", logprobs=1)]
+    heard = serve(Server(submits), run, lookahead=lookahead)
     assert [[token.logprobs for token in message.tokens] for message in heard] == [[entry, entry]] * 2
     assert [[token.prompt_logprobs for token in message.tokens] for message in heard] == [
         [(entry, entry), None],

@@ -71,7 +71,7 @@ def test_a_token_costs_keys_and_values_of_every_layer():
     """The size that the budget is divided by is the size of the storage."""
     cache = KVCache(CONFIG, torch.bfloat16, torch.device("cpu"), num_blocks=3, block_size_tokens=16)
     stored_bytes = sum(keys.nbytes + values.nbytes for keys, values in cache.layers)
-    assert stored_bytes == (48 + 2) * bytes_per_token(CONFIG, torch.bfloat16)  # and the scratch and the null slot
+    assert stored_bytes == (48 + 1) * bytes_per_token(CONFIG, torch.bfloat16)  # and the scratch slot
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from app.engine.sampling.logprobs import score_prompt
 from app.engine.sampling.ranking import top_ranked
 from app.engine.sampling.sampler import Drawn, Sampler
 from app.engine.sampling.uniform import uniforms
-from app.engine.sequence import Sequence
+from app.engine.sequence import UNKNOWN_TOKEN, Sequence
 from app.messages import SamplingParams
 
 DRAWS = 100_000
@@ -172,8 +172,8 @@ def test_a_row_is_sampled_alone_as_in_any_batch(kinds, seed, dtype):
         drawn = sampler.sample(logits, together)
         assert drawn == expected
         for row, token in enumerate(drawn):
-            together[row].append(token.token_id)
-            alone[row].append(token.token_id)
+            together[row].token_ids.append(token.token_id)
+            alone[row].token_ids.append(token.token_id)
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,8 +190,45 @@ def test_a_changing_batch_draws_as_a_steady_one(presence, seed):
         logits = torch.randn(3, 12, generator=generator)
         for row, drawn in zip(rows, sampler.sample(logits[rows], [together[row] for row in rows]), strict=True):
             assert drawn == Sampler().sample(logits[row : row + 1], [alone[row]])[0]
-            together[row].append(drawn.token_id)
-            alone[row].append(drawn.token_id)
+            together[row].token_ids.append(drawn.token_id)
+            alone[row].token_ids.append(drawn.token_id)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=2, max_size=8),
+    st.lists(st.sampled_from(KINDS), min_size=4, max_size=4),
+    st.integers(0, 99),
+)
+def test_a_step_launched_before_the_last_was_read_draws_the_same(presence, kinds, seed):
+    """While the last token of each row is a placeholder, draws, penalties and logprobs are those that know it."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = [{name: value for name, value in kind.items() if name != "bad_words"} for kind in kinds]
+    ahead = [sequence([2, 3], seed=seed, **kind) for kind in kinds]
+    known = [sequence([2, 3], seed=seed, **kind) for kind in kinds]
+    sampler, pending = Sampler(), None
+    for present in presence:
+        rows = [row for row, here in enumerate(present) if here]
+        logits = torch.randn(4, 50, generator=generator)
+        launched = sampler.launch(logits[rows], [ahead[row] for row in rows])
+        if pending is not None:
+            draw, drawn_rows, expected = pending
+            drawn = draw.collect()
+            assert drawn == expected
+            for row, token in zip(drawn_rows, drawn, strict=True):
+                ahead[row].learn_token(token.token_id)
+        expected = Sampler().sample(logits[rows], [known[row] for row in rows])
+        for row, token in zip(rows, expected, strict=True):
+            ahead[row].expect_token()
+            known[row].token_ids.append(token.token_id)
+        pending = launched, rows, expected
+
+
+def test_a_token_that_nobody_has_counted_is_an_error():
+    """A penalty never counts a placeholder: who draws a token has it in its counts."""
+    each = sequence([1, UNKNOWN_TOKEN], frequency_penalty=1.0)
+    with pytest.raises(RuntimeError, match="not known yet"):
+        Sampler().launch(torch.zeros(1, 9), [each])
 
 
 def test_temperature_zero_is_argmax_and_the_first_of_equals():
@@ -280,7 +317,7 @@ def test_penalties_equal_a_naive_recount(prompt, generated, presence, frequency,
         logprobs=0,
     )
     sampler = Sampler()
-    for step, (other, keep) in enumerate(generated):
+    for step, (other, alone) in enumerate(generated):
         raw = torch.randn(10, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         scores = raw.clone()
         output = Counter(penalised.token_ids[len(prompt) :])
@@ -290,17 +327,18 @@ def test_penalties_equal_a_naive_recount(prompt, generated, presence, frequency,
             scores[token] -= frequency * output[token] + presence * (output[token] > 0)
         drawn = sampler.sample(raw.float()[None], [penalised])[0]
         assert scores[drawn.token_id] >= scores.max() - 1e-5
-        penalised.append(drawn.token_id if keep else other)
+        penalised.token_ids += [drawn.token_id] if alone else [drawn.token_id, other]
 
 
-def test_a_step_that_fails_is_forgotten(monkeypatch):
-    """A sampler that failed halfway through a step goes on as if that step had never been."""
+@pytest.mark.parametrize("method", ["__init__", "values"])
+def test_a_step_that_fails_is_forgotten(monkeypatch, method):
+    """A sampler that failed halfway through a step, or while it was read, goes on as if that step had never been."""
     each = sequence([0], frequency_penalty=2.0, logprobs=0, **GREEDY)
     logits = torch.tensor([[3.0, 2.5, 2.0, 1.0]])
     sampler = Sampler()
-    each.append(sampler.sample(logits, [each])[0].token_id)
+    each.token_ids.append(sampler.sample(logits, [each])[0].token_id)
     with monkeypatch.context() as poisoned:
-        poisoned.setattr(sampler_module, "fetch", Mock(side_effect=torch.OutOfMemoryError))
+        poisoned.setattr(sampler_module.Readback, method, Mock(side_effect=torch.OutOfMemoryError))
         with pytest.raises(torch.OutOfMemoryError):
             sampler.sample(logits, [each])
     assert sampler.sample(logits, [each]) == Sampler().sample(logits, [each])
@@ -316,9 +354,8 @@ def test_min_tokens_holds_every_stop_token_back():
     for _ in range(3):
         token = sampler.sample(logits, [each])[0]
         drawn.append(token.token_id)
-        reason = each.append(token.token_id)
+        each.token_ids.append(token.token_id)
     assert drawn == [1, 1, 3]
-    assert reason == "stop"
 
 
 def test_a_banned_sequence_is_never_completed():
@@ -436,7 +473,7 @@ def test_prompt_logprobs_do_not_depend_on_the_pieces(prompt_tokens, data):
         until = data.draw(st.integers(at + 1, prompt_tokens))
         if each.needs_prompt_logits:
             scores = score_prompt(each, at, until, hidden[at:until], lambda rows: rows @ head)
-            sampler.sample(torch.zeros(0, 11), [], [scores])
+            sampler.launch(torch.zeros(0, 11), [], [scores]).collect()
         at = until
         if restarts and data.draw(st.booleans()):
             at, restarts = 0, 0
@@ -492,6 +529,6 @@ def test_a_long_answer_is_drawn_by_its_positions():
     logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
     steady, sampler = sequence(seed=8), Sampler()
     for _ in range(80):
-        steady.append(sampler.sample(logits, [steady])[0].token_id)
+        steady.token_ids.append(sampler.sample(logits, [steady])[0].token_id)
     for length in range(1, 80, 7):
         assert sample(logits, [sequence(steady.token_ids[:length], seed=8)]) == [steady.token_ids[length]]

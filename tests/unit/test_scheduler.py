@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.blocks import BlockAllocator
-from app.engine.scheduler import NeverFits, Scheduler
-from app.engine.sequence import Sequence, new_sequence
+from app.engine.prefix_cache import PrefixCache
+from app.engine.scheduler import NeverFits, Scheduler, Span
+from app.engine.sequence import UNKNOWN_TOKEN, Sequence, new_sequence
 from app.messages import SamplingParams, Submit
 
 BLOCK_SIZE = 4
@@ -41,12 +42,23 @@ def of_tokens(name: str, tokens: Iterable[int], max_tokens: int = 4) -> Sequence
 def step(scheduler: Scheduler) -> list[tuple[str, int, int]]:
     """One step of a model that always draws token 1: what was computed, as (name, start, end)."""
     spans = scheduler.schedule()
+    read(scheduler, spans, launch(scheduler, spans))
+    return [(span.sequence.request_id, span.start, span.end) for span in spans]
+
+
+def launch(scheduler: Scheduler, spans: list[Span]) -> list[Sequence]:
+    """Which sequences the step of these spans draws a token for."""
+    sampled = [span.sequence for span in spans if span.samples]
     scheduler.advance(spans)
-    computed = [(span.sequence.request_id, span.start, span.end) for span in spans]
-    for span in [span for span in spans if span.samples]:
-        if span.sequence.append(1) is not None:
-            scheduler.finish(span.sequence)
-    return computed
+    return sampled
+
+
+def read(scheduler: Scheduler, spans: list[Span], sampled: list[Sequence], token_id: int = 1) -> None:
+    """The step was computed, and has drawn this token for each of `sampled`."""
+    scheduler.publish(spans)
+    for one in sampled:
+        if one.learn_token(token_id) is not None:
+            scheduler.finish(one)
 
 
 def test_running_sequences_go_first_and_waiting_ones_fill_the_step():
@@ -187,6 +199,90 @@ def test_the_longest_unused_content_is_given_up_first():
     assert step(scheduler) == [("old", 4, 9)]
 
 
+# A step is launched before the one before it was read
+
+
+def test_what_follows_an_unknown_token_is_scheduled():
+    """A token that was drawn but not read has its place, its block and its step."""
+    scheduler, blocks = make()
+    one = sequence("a", 4)
+    scheduler.submit(one)
+    launch(scheduler, scheduler.schedule())
+    assert one.token_ids[4:] == [UNKNOWN_TOKEN]
+    [span] = scheduler.schedule()
+    assert (span.start, span.end, span.samples) == (4, 5, True)
+    assert blocks.num_free == 16 - 2
+
+
+def test_nothing_is_computed_behind_the_last_token():
+    """A sequence that ends with the token in flight whatever it is keeps its blocks and its place, and gets no step."""
+    scheduler, blocks = make(num_blocks=3, max_num_seqs=1)
+    scheduler.submit(sequence("a", 8, max_tokens=1))
+    scheduler.submit(sequence("b", 2, max_tokens=1))
+    spans = scheduler.schedule()
+    sampled = launch(scheduler, spans)
+    assert scheduler.has_work
+    assert scheduler.schedule() == []
+    assert blocks.num_free == 1
+    read(scheduler, spans, sampled)
+    assert blocks.num_free == 3
+    assert step(scheduler) == [("b", 0, 2)]
+
+
+def test_nobody_starts_over_for_blocks_that_are_about_to_be_free():
+    """Where blocks run out beside a sequence that awaits its last token the others wait for it."""
+    scheduler, _ = make(num_blocks=3)
+    scheduler.submit(sequence("ending", 4, max_tokens=2))
+    scheduler.submit(sequence("other", 3, max_tokens=9))
+    assert step(scheduler) == [("ending", 0, 4), ("other", 0, 3)]
+    spans = scheduler.schedule()
+    sampled = launch(scheduler, spans)
+    assert [one.request_id for one in sampled] == ["ending", "other"]
+    assert scheduler.schedule() == []
+    read(scheduler, spans, sampled)
+    assert step(scheduler) == [("other", 4, 5)]
+
+
+def test_a_sequence_that_starts_over_keeps_its_unknown_token():
+    """It is computed again up to that token, with whatever it was."""
+    scheduler, _ = make(prefix_caching=True)
+    one = sequence("a", 9)
+    scheduler.submit(one)
+    spans = scheduler.schedule()
+    sampled = launch(scheduler, spans)
+    scheduler._preempt_youngest()
+    [span] = scheduler.schedule()
+    assert (span.start, span.end, span.samples) == (0, 10, True)
+    read(scheduler, spans, sampled, token_id=7)
+    assert one.token_ids[9:] == [7]
+
+
+def test_a_block_has_no_name_before_its_step_was_read():
+    """Nor has one of a sequence that has given it up meanwhile: it may be another's."""
+    scheduler, blocks = make(prefix_caching=True)
+    one, other = sequence("one", 9), sequence("other", 9)
+    scheduler.submit(one)
+    spans = scheduler.schedule()
+    sampled = launch(scheduler, spans)
+    scheduler.submit(other)
+    assert [span.start for span in scheduler.schedule()] == [9, 0]
+    scheduler.abort("one")
+    scheduler.publish(spans)
+    assert sampled == [one]
+    assert one.has_ended
+    assert not blocks._blocks
+
+
+def test_an_unknown_token_is_in_no_digest():
+    """Two sequences whose last tokens are unknown have nothing in common, and nobody may be told that they do."""
+    prefixes = PrefixCache(BlockAllocator(4), BLOCK_SIZE)
+    one = sequence("a", 3)
+    one.expect_token()
+    assert prefixes.match(one) == []
+    with pytest.raises(RuntimeError, match="not known yet"):
+        prefixes.publish(one, 0, 4)
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(1, 40), st.integers(1, 20)),
@@ -288,10 +384,11 @@ def test_a_shared_block_always_holds_the_tokens_of_everybody_who_has_it(
     def one_step() -> None:
         spans = scheduler.schedule()
         memory.compute(spans)
-        scheduler.advance(spans)
-        for span in spans:
-            if span.samples and span.sequence.append(drawn.randint(0, 1)) is not None:
-                scheduler.finish(span.sequence)
+        sampled = launch(scheduler, spans)
+        scheduler.publish(spans)
+        for one in sampled:
+            if one.learn_token(drawn.randint(0, 1)) is not None:
+                scheduler.finish(one)
         assert len({block for one in sequences for block in one.block_ids}) + blocks.num_free == num_blocks
 
     for kind, *values in operations:

@@ -1,6 +1,6 @@
-"""Rows of activations between two matrix products: rotation into the cache, norms, the feed-forward's gate.
+"""The functions of `app.engine.row_ops` for a GPU: one kernel each.
 
-Takes and gives tensors on one GPU.
+Takes and gives contiguous tensors on one GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import torch
 import triton
 
 from app.engine.kernels import triton_rows as programs
+
+_CHANNELS_PER_PROGRAM = 1024
 
 
 def rotate_and_store(
@@ -21,21 +23,7 @@ def rotate_and_store(
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     eps: float,
 ) -> torch.Tensor:
-    """Normalise heads, rotate queries and keys, put keys and values into the cache.
-
-    Args:
-        qkv: (rows, heads + 2 * kv_heads, head_dim), queries first.
-        cos: (rows, 1, rotated), as `RotaryEmbedding.tables` makes it.
-        signed_sin: As cos.
-        slots: (rows,) int64, where each row's key and value go.
-        keys: (slots, kv_heads, head_dim).
-        values: As keys.
-        norms: Weights (head_dim,) of the query heads' norm and of the key heads', where there are such.
-        eps: Of those norms.
-
-    Returns:
-        Rotated queries (rows, heads, head_dim).
-    """
+    """See `app.engine.row_ops.rotate_and_store`."""
     rows, all_heads, head_dim = qkv.shape
     kv_heads = keys.shape[1]
     heads = all_heads - 2 * kv_heads
@@ -51,7 +39,7 @@ def rotate_and_store(
 
 
 def add_rms_norm(hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Add `update` to `hidden` in place, then normalise: (rows, hidden) -> (rows, hidden)."""
+    """See `app.engine.row_ops.add_rms_norm`."""
     rows, size = hidden.shape
     normed = torch.empty_like(hidden)
     programs.add_rms_norm[(rows,)](
@@ -62,10 +50,10 @@ def add_rms_norm(hidden: torch.Tensor, update: torch.Tensor | None, weight: torc
 
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up: (rows, 2 * inner) -> (rows, inner)."""
-    rows, doubled = gate_up.shape
+    """See `app.engine.row_ops.silu_and_mul`."""
+    *rows, doubled = gate_up.shape
     inner = doubled // 2
-    output = torch.empty(rows, inner, dtype=gate_up.dtype, device=gate_up.device)
-    piece = 1024
-    programs.silu_and_mul[(rows, triton.cdiv(inner, piece))](gate_up, output, INNER=inner, PIECE=piece, num_warps=4)
+    output = torch.empty(*rows, inner, dtype=gate_up.dtype, device=gate_up.device)
+    grid = (output.numel() // inner, triton.cdiv(inner, _CHANNELS_PER_PROGRAM))
+    programs.silu_and_mul[grid](gate_up, output, INNER=inner, PIECE=_CHANNELS_PER_PROGRAM, num_warps=4)
     return output

@@ -15,7 +15,7 @@ _VARIES = ("window_tokens", "splits", "table_row")
 @triton.jit
 def attend_piece(q, keys, values, wanted, seen, scale, softcap, best, total, acc):
     k = tl.load(keys, mask=wanted, other=0.0)
-    scores = tl.dot(q, tl.trans(k)) * scale
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     if softcap > 0.0:
         # tanh by way of exp2: scores carry log2(e) already.
         natural = scores / (1.4426950408889634 * softcap)
@@ -27,7 +27,7 @@ def attend_piece(q, keys, values, wanted, seen, scale, softcap, best, total, acc
     shrink = tl.exp2(best - safe)
     chances = tl.exp2(scores - safe[:, None])
     v = tl.load(values, mask=wanted, other=0.0)
-    acc = acc * shrink[:, None] + tl.dot(chances.to(v.dtype), v)
+    acc = acc * shrink[:, None] + tl.dot(chances.to(v.dtype), v, input_precision="ieee")
     total = total * shrink + tl.sum(chances, axis=1)
     return higher, total, acc
 
@@ -110,25 +110,28 @@ def attend_tile(
     query, keys, values, block_tables, lengths, query_starts, tiles, output,
     query_row, query_head, slot_stride, kv_head_stride, table_row,
     scale, softcap, window_tokens,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
-    BLOCK: tl.constexpr, QUERIES: tl.constexpr, PIECE: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr, BLOCK: tl.constexpr, QUERIES: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
-    tile, head = tl.program_id(0), tl.program_id(1)
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
     sequence = tl.load(tiles + 2 * tile)
     first_query = tl.load(tiles + 2 * tile + 1)
     begin = tl.load(query_starts + sequence)
     queries = tl.load(query_starts + sequence + 1) - begin
     length = tl.load(lengths + sequence)
-    rows = first_query + tl.arange(0, QUERIES)
+    # The query heads that share a key head lie side by side, so that each key is loaded once for all of them.
+    members = tl.arange(0, QUERIES * GROUP_PADDED)
+    rows = first_query + members // GROUP_PADDED
+    heads = kv_head * GROUP + members % GROUP_PADDED
     positions = length - queries + rows
     dims = tl.arange(0, DIM_PADDED)
-    is_query = (rows < queries)[:, None] & (dims < HEAD_DIM)[None, :]
-    q = tl.load(
-        query + (begin + rows)[:, None] * query_row + head * query_head + dims[None, :], mask=is_query, other=0.0
-    )
-    best = tl.full([QUERIES], -float("inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, DIM_PADDED], tl.float32)
+    is_row = (rows < queries) & (members % GROUP_PADDED < GROUP)
+    is_query = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+    places_q = (begin + rows)[:, None] * query_row + heads[:, None] * query_head + dims[None, :]
+    q = tl.load(query + places_q, mask=is_query, other=0.0)
+    best = tl.full([QUERIES * GROUP_PADDED], -float("inf"), tl.float32)
+    total = tl.zeros([QUERIES * GROUP_PADDED], tl.float32)
+    acc = tl.zeros([QUERIES * GROUP_PADDED, DIM_PADDED], tl.float32)
     offsets = tl.arange(0, PIECE)
     first_position = length - queries + first_query
     start = tl.where(window_tokens > 0, tl.maximum(first_position + 1 - window_tokens, 0), 0) // PIECE * PIECE
@@ -138,7 +141,7 @@ def attend_tile(
         exists = tokens < end
         blocks = tl.load(block_tables + sequence * table_row + tokens // BLOCK, mask=exists, other=0)
         slots = blocks.to(tl.int64) * BLOCK + tokens % BLOCK
-        places = slots[:, None] * slot_stride + (head // GROUP) * kv_head_stride + dims[None, :]
+        places = slots[:, None] * slot_stride + kv_head * kv_head_stride + dims[None, :]
         wanted = exists[:, None] & (dims < HEAD_DIM)[None, :]
         seen = exists[None, :] & (tokens[None, :] <= positions[:, None])
         if window_tokens > 0:
@@ -147,5 +150,5 @@ def attend_tile(
             q, keys + places, values + places, wanted, seen, scale, softcap, best, total, acc
         )
     attended = acc / tl.where(total > 0, total, 1.0)[:, None]
-    out = output + (begin + rows)[:, None] * (HEADS * HEAD_DIM) + head * HEAD_DIM + dims[None, :]
+    out = output + (begin + rows)[:, None] * (HEADS * HEAD_DIM) + heads[:, None] * HEAD_DIM + dims[None, :]
     tl.store(out, attended.to(output.dtype.element_ty), mask=is_query)

@@ -1,22 +1,21 @@
-"""Root-mean-square norm. Takes rows of any width, gives them normalised."""
+"""Root-mean-square norm: its weight. How it is computed is the step's business (`app.engine.row_ops`)."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import nn
+
+from app.engine.row_ops import RowOps
 
 
 class RMSNorm(nn.Module):
-    """Normalises the last dimension in float32 and casts before the weight, as the reference does."""
+    """Normalises a residual stream, after adding to it what the layer before gave."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, device="meta", dtype=dtype))
-        self._shape = (size,)
-        self._eps = eps
+        self.eps = eps
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """(..., size) -> (..., size)."""
-        normed = F.rms_norm(rows.float(), self._shape, None, self._eps)
-        return self.weight * normed.to(rows.dtype)
+    def forward(self, hidden: torch.Tensor, update: torch.Tensor | None, ops: RowOps) -> torch.Tensor:
+        """(rows, size), which `update` is added to in place -> (rows, size)."""
+        return ops.add_rms_norm(hidden, update, self.weight, self.eps)

@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies from the config, tables from positions, rotation of heads.
+"""Rotary position embedding: frequencies from the config, tables from positions.
 
 Everything is computed in float32 and cast once. Knows neither weights nor attention.
 """
@@ -96,24 +96,11 @@ class RotaryEmbedding:
     def tables(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines, each (tokens, 1, rotary_dim), for positions (tokens,).
 
-        The first half of the sines is negated here, once a step, so that `rotate` need not negate half of
-        every head in every layer.
+        The first half of the sines is negated here, once a step, so that a rotation need not negate
+        half of every head in every layer.
         """
         angles = positions[:, None].float() * self._inverse_frequencies
         cosines, sines = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
         cos = torch.cat((cosines, cosines), dim=-1)
         signed_sin = torch.cat((-sines, sines), dim=-1)
         return cos[:, None].to(dtype), signed_sin[:, None].to(dtype)
-
-
-def rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Rotate (tokens, heads, head_dim) by the tables of `RotaryEmbedding.tables`; gives a new tensor.
-
-    Channels beyond the tables' stay as they are.
-    """
-    rotary_dim = cos.shape[-1]
-    if rotary_dim < heads.shape[-1]:
-        return torch.cat((rotate(heads[..., :rotary_dim], cos, signed_sin), heads[..., rotary_dim:]), dim=-1)
-    first, second = heads.chunk(2, dim=-1)
-    swapped = torch.cat((second, first), dim=-1)
-    return (heads * cos).add_(swapped.mul_(signed_sin))

@@ -25,6 +25,10 @@ class ModelShape(Protocol):
         """Layers that keep keys and values."""
 
     @property
+    def num_heads(self) -> int:
+        """Query heads of a layer."""
+
+    @property
     def num_kv_heads(self) -> int:
         """Key heads of a layer."""
 

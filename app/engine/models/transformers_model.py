@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from app.engine.transformers_attention import Batch, Recorder, attending
+from app.engine.attention import AttentionBatch
+from app.engine.transformers_attention import Recorder, attending
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TransformersShape:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
@@ -65,7 +67,9 @@ class Halves:
         self._head = copy.copy(causal)
         self._head._modules = {**causal._modules, causal.base_model_prefix: _Computed()}  # noqa: SLF001
 
-    def hidden(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: Batch | Recorder) -> torch.Tensor:
+    def hidden(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch | Recorder
+    ) -> torch.Tensor:
         """(tokens,), (tokens,) -> (tokens, hidden)."""
         with attending(batch):
             output = self._trunk(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
@@ -89,7 +93,7 @@ class TransformersModel:
     """
 
     # Its code may ask the GPU for values, which a capture cannot answer.
-    may_be_captured = False
+    max_captured_tokens: int | None = 0
 
     def __init__(self, causal: PreTrainedModel, shape: TransformersShape, dtype: torch.dtype, device: torch.device):
         self.config = shape
@@ -98,7 +102,7 @@ class TransformersModel:
         self.causal = causal
         self._halves = Halves(causal)
 
-    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def __call__(self, token_ids: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """Hidden states (tokens, hidden) for token_ids (tokens,) at positions (tokens,).
 
         Writes the keys and values of every token into the batch's KV cache.

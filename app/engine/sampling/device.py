@@ -1,6 +1,6 @@
 """Small tensors between host and device, and rows of a batch.
 
-The host never waits for an upload; it waits once per step, in `fetch`. Knows nothing of sampling.
+The host never waits for an upload; it waits once per step, in `Readback.values`. Knows nothing of sampling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import torch
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """`values` as a tensor on `device`; does not wait for the device."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`; does not wait for the device."""
+    # From pageable memory a copy may wait for all that was queued before it.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def column(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -21,16 +27,32 @@ def column(values: Sequence[float], dtype: torch.dtype, device: torch.device) ->
     return upload(values, dtype, device)[:, None]
 
 
-def fetch(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
-    """Every tensor's values as lists, in one transfer: the one place where the host waits for the device.
+class Readback:
+    """Tensors on their way to the host, in one transfer that is queued behind what computes them.
 
-    Several tensors travel as float64, which holds token ids and float32 exactly: their integers come as floats.
+    Several travel as float64, which holds token ids and float32 exactly: their integers come as floats.
+
+    Args:
+        tensors: On one device; at least one.
     """
-    if len(tensors) == 1:
-        return [tensors[0].tolist()]
-    flat = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).tolist() for part, tensor in zip(parts, tensors, strict=True)]
+
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        self._shapes = [tensor.shape for tensor in tensors]
+        flat = tensors[0] if len(tensors) == 1 else torch.cat([tensor.double().flatten() for tensor in tensors])
+        self._host = flat
+        self._arrived: torch.cuda.Event | None = None
+        if flat.is_cuda:
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host.copy_(flat, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def values(self) -> list[list[Any]]:
+        """Every tensor's values as lists: the one place where the host waits for the device."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        parts = torch.split(self._host.flatten(), [shape.numel() for shape in self._shapes])
+        return [part.view(shape).tolist() for part, shape in zip(parts, self._shapes, strict=True)]
 
 
 class Rows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from app.engine.sampling.device import Rows, column
+from app.engine.sampling.device import Rows, column, to_device
 from app.engine.sampling.ranking import top_ranked
 from app.engine.sampling.uniform import uniforms
 from app.engine.sequence import Sequence
@@ -79,7 +79,7 @@ class Draws:
         step = steps.pop() if len(steps) == 1 else _STEPS_AHEAD
         if not 0 <= step < _STEPS_AHEAD:
             seeds = [sequence.seed for sequence in self._sequences]
-            self._ahead = uniforms(seeds, positions, _STEPS_AHEAD).to(self._device, non_blocking=True)
+            self._ahead = to_device(uniforms(seeds, positions, _STEPS_AHEAD), self._device)
             self._positions, step = positions, 0
         return self._ahead[:, step : step + 1]
 

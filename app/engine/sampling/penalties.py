@@ -1,8 +1,8 @@
 """Repetition, presence and frequency penalties, from counts that stay on the device.
 
-A sequence's counts are made once from its tokens, then grow by the token that was drawn. Whatever else
-happened to it meanwhile (preemption, steps in other batches), the host sees that they are not up to date and they
-are made again.
+A sequence's counts are made once from its tokens, then grow by each token that is drawn, before the host knows it.
+Whatever else happened to it meanwhile (steps in other batches, a step that failed), the host sees by the number of its
+tokens that they are not up to date, and they are made again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from app.engine.sampling.device import Rows, column, upload
-from app.engine.sequence import Sequence
+from app.engine.sequence import UNKNOWN_TOKEN, Sequence
 from app.messages import SamplingParams
 
 
@@ -34,15 +34,14 @@ class Penalties:
         self._frequency = column([sampling.frequency_penalty for sampling in samplings], torch.float32, device)
         self._generated = torch.zeros(len(rows), vocab_size, dtype=torch.int32, device=device)
         self._seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
-        # What the counts cover: so many tokens, of which this is the last.
-        self._covered: list[tuple[int, int | None]] = [(0, None)] * len(rows)
+        self._covered_tokens = [0] * len(rows)
         if previous is not None:
             self._take_over(previous)
 
     def apply(self, values: torch.Tensor) -> torch.Tensor:
         """Float32 logits (rows, vocabulary), penalised."""
         for row, sequence in enumerate(self._sequences):
-            if self._covered[row] != (len(sequence.token_ids), sequence.token_ids[-1]):
+            if self._covered_tokens[row] != len(sequence.token_ids):
                 self._recount(row, sequence)
         picked = self._rows.of(values)
         repetition = torch.where(self._seen, self._repetition, 1.0)
@@ -52,15 +51,11 @@ class Penalties:
         return self._rows.put(values, penalised)
 
     def count(self, drawn: torch.Tensor) -> None:
-        """Add the drawn token ids (batch rows,), on the device."""
+        """Add the drawn token ids (batch rows,), on the device: each sequence's next token."""
         token_ids = self._rows.of(drawn)[:, None]
         self._generated.scatter_add_(1, token_ids, torch.ones_like(token_ids, dtype=torch.int32))
         self._seen.scatter_(1, token_ids, True)
-
-    def counted(self, drawn: list[int]) -> None:
-        """Remember what `count` added, now that the host knows it; one token id per batch row."""
-        for row, (number, sequence) in enumerate(zip(self._rows.numbers, self._sequences, strict=True)):
-            self._covered[row] = (len(sequence.token_ids) + 1, drawn[number])
+        self._covered_tokens = [len(sequence.token_ids) + 1 for sequence in self._sequences]
 
     def _take_over(self, previous: Penalties) -> None:
         old_rows = {sequence: row for row, sequence in enumerate(previous._sequences)}
@@ -73,14 +68,16 @@ class Penalties:
         self._generated.index_copy_(0, ours, previous._generated.index_select(0, theirs))
         self._seen.index_copy_(0, ours, previous._seen.index_select(0, theirs))
         for row in kept:
-            self._covered[row] = previous._covered[old_rows[self._sequences[row]]]
+            self._covered_tokens[row] = previous._covered_tokens[old_rows[self._sequences[row]]]
 
     def _recount(self, row: int, sequence: Sequence) -> None:
+        if sequence.token_ids[-1] == UNKNOWN_TOKEN:  # who draws a token counts it: it is in the batch before
+            raise RuntimeError(f"{sequence.request_id}: a token is to be counted that is not known yet")
         token_ids = upload(sequence.token_ids, torch.long, self._seen.device)
         generated = token_ids[sequence.prompt_tokens :]
         self._seen[row].zero_().index_fill_(0, token_ids, True)
         self._generated[row].zero_().index_add_(0, generated, torch.ones_like(generated, dtype=torch.int32))
-        self._covered[row] = (len(sequence.token_ids), sequence.token_ids[-1])
+        self._covered_tokens[row] = len(sequence.token_ids)
 
 
 def is_penalised(sampling: SamplingParams) -> bool:

@@ -5,7 +5,8 @@ banned tokens, min_tokens, logit_bias), penalties (repetition over prompt and ou
 output), and for rows that are not greedy temperature, min_p, top_k, top_p and the draw. Rows never influence one
 another. What a batch needs beside its logits is kept while the batch stays the same.
 
-The host waits for the device once per step. Knows neither spans nor messages to the server.
+The host waits for the device once per step, when it collects the tokens; until then the step after may be launched, as
+sequences have a place for the unknown token. Knows neither spans nor messages to the server.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from app.engine.sampling.constraints import Constraints, is_constrained
-from app.engine.sampling.device import fetch
+from app.engine.sampling.device import Readback
 from app.engine.sampling.draws import Draws, is_random
 from app.engine.sampling.logprobs import LogprobRows, PromptScores
 from app.engine.sampling.penalties import Penalties, is_penalised
@@ -33,41 +34,67 @@ class Drawn(NamedTuple):
     logprobs: TokenLogprobs | None = None
 
 
+class PendingDraw:
+    """The tokens of one step, drawn or about to be, until the host collects them.
+
+    `token_ids` (rows,) are on the device, all of them in the vocabulary, also where none could be drawn.
+    """
+
+    def __init__(
+        self,
+        token_ids: torch.Tensor,
+        usable: torch.Tensor,
+        logprobs: tuple[LogprobRows, torch.Tensor] | None,
+        prompts: Collection[PromptScores],
+    ):
+        self.token_ids = token_ids
+        self._logprobs = None if logprobs is None else logprobs[0]
+        self._prompts = prompts
+        scores = [] if logprobs is None else [logprobs[1]]
+        scores += [prompt.scores for prompt in prompts]
+        self._readback = Readback([torch.where(usable, token_ids, _NO_TOKEN), *scores])
+
+    def collect(self) -> list[Drawn | None]:
+        """Wait; a token for each row, None where its logits are not finite numbers or forbid every token.
+
+        The prompts' scores are kept by their sequences.
+        """
+        token_ids, *scores = self._readback.values()
+        logprobs = {} if self._logprobs is None else self._logprobs.read(scores.pop(0))
+        for prompt, values in zip(self._prompts, scores, strict=True):
+            prompt.keep(values)
+        return [
+            None if token_id == _NO_TOKEN else Drawn(int(token_id), logprobs.get(row))
+            for row, token_id in enumerate(token_ids)
+        ]
+
+
 class Sampler:
     """Draws tokens; remembers the last batch."""
 
     def __init__(self) -> None:
         self._plan: _Plan | None = None
 
-    def sample(
+    def launch(
         self, logits: torch.Tensor, sequences: list[Sequence], prompts: Collection[PromptScores] = ()
-    ) -> list[Drawn | None]:
-        """A token for each row of logits (rows, vocabulary), which may be none; the logits stay as they are.
+    ) -> PendingDraw:
+        """Queue the draw of a token for each row of logits (rows, vocabulary), which may be none.
 
-        None where a row's logits are not finite numbers, or forbid every token. `prompts` are fetched with the
-        tokens and kept by their sequences.
+        The logits stay as they are. A sequence whose last token is unknown was in the launch before. `prompts` are
+        fetched with the tokens.
         """
-        if not sequences and not prompts:
-            return []
         plan, self._plan = self._plan, None  # a step that fails leaves no half-counted batch behind
         if plan is None or plan.sequences != sequences:
             plan = _Plan(sequences, logits.shape[-1], logits.device, plan)
         chosen, usable = plan.choose(logits)
-        tensors = [torch.where(usable, chosen, _NO_TOKEN)]
-        if plan.logprobs is not None:
-            tensors.append(plan.logprobs.score(logits, chosen))
-        token_ids, *scores = fetch([*tensors, *(prompt.scores for prompt in prompts)])
-        token_ids = list(map(int, token_ids))
-        if plan.penalties is not None:
-            plan.penalties.counted(token_ids)
-        logprobs = plan.logprobs.read(scores.pop(0)) if plan.logprobs is not None else {}
-        for prompt, values in zip(prompts, scores, strict=True):
-            prompt.keep(values)
+        scored = None if plan.logprobs is None else (plan.logprobs, plan.logprobs.score(logits, chosen))
+        draw = PendingDraw(chosen, usable, scored, prompts)
         self._plan = plan
-        return [
-            None if token_id == _NO_TOKEN else Drawn(token_id, logprobs.get(row))
-            for row, token_id in enumerate(token_ids)
-        ]
+        return draw
+
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[Drawn | None]:
+        """`launch` and `collect` at once."""
+        return self.launch(logits, sequences).collect()
 
 
 class _Plan:

@@ -1,0 +1,53 @@
+"""A GPU's steps, padded to their shapes, with kernels that Triton's interpreter runs on the CPU (`conftest.py`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.engine import step_shapes
+from tests.decoding import PROMPTS, Engine, reference_tokens
+from tests.integration.packed_class import packed_class
+from tests.integration.packed_model import packed_model, packed_variant
+
+TOKENS = 3
+# What a step is padded with is whatever was there before: numpy warns of what it computes with it.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def small_shapes(monkeypatch):
+    """The interpreter takes its time for every row."""
+    monkeypatch.setattr(step_shapes, "_TOKENS_STEP", 8)
+
+
+@pytest.mark.parametrize(("variant", "lookahead"), [("mistral, window", True), ("qwen3 moe, normalised", False)])
+def test_padded_steps_generate_transformers_tokens(variant, lookahead):
+    """Prompts in pieces beside sequences that decode, then decoding alone."""
+    packed = packed_variant(variant)
+    expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
+    engine = Engine(packed, max_num_batched_tokens=14, kernels=True, lookahead=lookahead)
+    assert engine.generate(PROMPTS, max_tokens=TOKENS) == expected
+
+
+def test_a_shape_that_cannot_be_captured_is_computed_without_a_graph(monkeypatch, caplog):
+    """No memory left at capture, say: the reason is logged, every answer is the same, the engine lives."""
+
+    def no_memory(*_args, **_options):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "graph", no_memory)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    packed = packed_model(num_hidden_layers=1)
+    engine = Engine(packed, kernels=True)
+    engine.runner._gpu_steps._pool = (0, 0)
+    expected = [reference_tokens(packed, PROMPTS[1], TOKENS)]
+    assert [engine.generate([PROMPTS[1]], max_tokens=TOKENS) for _ in range(3)] == [expected] * 3
+    assert "without a CUDA graph: CUDA out of memory" in caplog.text
+
+
+def test_padded_steps_generate_the_tokens_of_a_class_of_transformers():
+    """Capped scores, windows in every other layer, a scale of its own."""
+    packed = packed_class("gemma2")
+    expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
+    assert Engine(packed, kernels=True).generate(PROMPTS, max_tokens=TOKENS) == expected
