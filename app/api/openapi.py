@@ -85,9 +85,9 @@ def _corrected(document: dict[str, Any]) -> dict[str, Any]:
     of_type = dict(zip(types, references, strict=False))
     for path, operations in document["paths"].items():
         kind = known[path]
-        content = {_JSON: {"schema": {"type": "object"} if kind is None else of_type[kind]}}
+        content: dict[str, Any] = {_JSON: {"schema": {"type": "object"} if kind is None else of_type[kind]}}
         if path.endswith("completions"):
-            content[_EVENTS] = {"schema": {"type": "string"}}
+            content[_EVENTS] = {}  # this version of OpenAPI has no word for what is in an event
         for operation in operations.values():
             operation["responses"] = {"200": {"description": "The answer.", "content": content}} | _refusals()
     document["components"]["schemas"] |= schemas

@@ -48,6 +48,7 @@ def test_every_answer_is_described(short_server, cases, examples):
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
+        derandomize=examples == 200,
         phases=[Phase.generate, Phase.shrink],
     )
     @given(case=cases)
