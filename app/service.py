@@ -6,12 +6,13 @@ Knows neither HTTP nor processes.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine_client import EngineClient
 from app.errors import NotReady
 from app.lifecycle import Lifecycle, State
+from app.sampling_defaults import SamplingDefaults
 from app.telemetry.ledger import Ledger
 from streaming.clock import boottime_s
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as clients see it; exists once the server is ready. `dtype` is as the settings have it."""
+    """The model as clients see it; exists once the server is ready. `dtype` is that of its weights ("BF16")."""
 
     text: TextModel
     max_model_len_tokens: int
@@ -31,6 +32,18 @@ class ServedModel:
     stop_token_ids: tuple[int, ...]
     created_s: int
     dtype: str
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a request may take from its submission on, and after how much silence a stream gets a comment.
+
+    None is for ever and never.
+    """
+
+    deadline_s: float | None = None
+    keep_alive_s: float | None = None
 
 
 class Service:
@@ -38,6 +51,7 @@ class Service:
 
     Args:
         model_names: What clients may call the model; the first is the name in answers.
+        patience: With requests that take long.
         report_first_token: Whether the process's first token is worth a line in the log.
     """
 
@@ -48,12 +62,14 @@ class Service:
         lifecycle: Lifecycle,
         ledger: Ledger,
         engine: EngineClient,
+        patience: Patience | None = None,
         report_first_token: bool = False,
     ):
         self.model_names = model_names
         self.lifecycle = lifecycle
         self.ledger = ledger
         self.engine = engine
+        self.patience = patience or Patience()
         self.model: ServedModel | None = None
         self._report_first_token = report_first_token
 
