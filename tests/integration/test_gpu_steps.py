@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from app.engine import step_shapes
+from app.engine.kernels import attention
 from tests.decoding import PROMPTS, Engine, reference_tokens
 from tests.integration.packed_class import packed_class
-from tests.integration.packed_model import packed_model, packed_variant
+from tests.integration.packed_model import packed_model
 
 TOKENS = 3
 # What a step is padded with is whatever was there before: numpy warns of what it computes with it.
@@ -19,14 +20,18 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def small_shapes(monkeypatch):
     """The interpreter takes its time for every row."""
     monkeypatch.setattr(step_shapes, "_TOKENS_STEP", 8)
+    monkeypatch.setattr(attention, "_ENOUGH_PROGRAMS", 16)
 
 
-@pytest.mark.parametrize(("variant", "lookahead"), [("mistral, window", True), ("qwen3 moe, normalised", False)])
-def test_padded_steps_generate_transformers_tokens(variant, lookahead):
+@pytest.mark.parametrize(
+    ("model_type", "changes", "lookahead"),
+    [("mistral", {"sliding_window": 5}, True), ("qwen3_moe", {"norm_topk_prob": True}, False)],
+)
+def test_padded_steps_generate_transformers_tokens(model_type, changes, lookahead):
     """Prompts in pieces beside sequences that decode, then decoding alone."""
-    packed = packed_variant(variant)
+    packed = packed_model(model_type, num_hidden_layers=1, **changes)
     expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
-    engine = Engine(packed, max_num_batched_tokens=14, kernels=True, lookahead=lookahead)
+    engine = Engine(packed, max_num_seqs=3, max_num_batched_tokens=14, kernels=True, lookahead=lookahead)
     assert engine.generate(PROMPTS, max_tokens=TOKENS) == expected
 
 
@@ -39,7 +44,7 @@ def test_a_shape_that_cannot_be_captured_is_computed_without_a_graph(monkeypatch
     monkeypatch.setattr(torch.cuda, "graph", no_memory)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     packed = packed_model(num_hidden_layers=1)
-    engine = Engine(packed, kernels=True)
+    engine = Engine(packed, max_num_seqs=1, kernels=True)
     engine.runner._gpu_steps._pool = (0, 0)
     expected = [reference_tokens(packed, PROMPTS[1], TOKENS)]
     assert [engine.generate([PROMPTS[1]], max_tokens=TOKENS) for _ in range(3)] == [expected] * 3
@@ -50,4 +55,4 @@ def test_padded_steps_generate_the_tokens_of_a_class_of_transformers():
     """Capped scores, windows in every other layer, a scale of its own."""
     packed = packed_class("gemma2")
     expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS]
-    assert Engine(packed, kernels=True).generate(PROMPTS, max_tokens=TOKENS) == expected
+    assert Engine(packed, max_num_seqs=3, kernels=True).generate(PROMPTS, max_tokens=TOKENS) == expected
