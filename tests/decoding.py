@@ -113,7 +113,7 @@ class Engine:
             runner=self.runner,
             max_model_len_tokens=1 << 20,
             vocab_size=self.runner._model.config.vocab_size,
-            lookahead=self._lookahead,
+            lookahead=lambda: self._lookahead,
         )
         with pytest.raises(_Idle):
             loop.run()

@@ -1,4 +1,4 @@
-"""Compiles the GPU's programs for an H100 on a machine without one: `python -m tests.kernel_compilation`.
+"""Compiles the GPU's programs on a machine without one: `python -m tests.kernel_compilation CAPABILITY`.
 
 A process of its own, because Triton's interpreter, which runs them in other tests, compiles nothing. Prints each program's
 name and the bytes of shared memory it needs.
@@ -6,6 +6,7 @@ name and the bytes of shared memory it needs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ from triton.backends.compiler import GPUTarget
 
 from app.engine.kernels import triton_attention, triton_rows
 
-H100 = GPUTarget("cuda", 90, 32)
 ATTENTION = {
     **dict.fromkeys(("block_tables", "lengths", "query_starts", "tiles"), "*i32"),
     **dict.fromkeys(("partial", "weights"), "*fp32"),
@@ -31,7 +31,7 @@ ROWS = {
 
 def programs() -> Iterator[tuple[Any, dict[str, str], dict[str, int], int]]:
     """Every program with types, constants and pipeline stages, at the sizes of real models."""
-    for dim, piece, rows, stages in ((64, 64, 128, 3), (128, 64, 128, 3), (256, 64, 128, 2)):
+    for dim, piece, rows, stages in ((64, 64, 128, 3), (128, 64, 128, 3), (256, 64, 64, 2)):
         heads = {"HEADS": 32, "HEAD_DIM": dim, "DIM_PADDED": dim}
         group = heads | {"GROUP": 4, "BLOCK": 16, "PIECE": piece}
         yield triton_attention.attend_split, ATTENTION, group | {"GROUP_PADDED": 16}, 2
@@ -46,13 +46,14 @@ def programs() -> Iterator[tuple[Any, dict[str, str], dict[str, int], int]]:
 
 
 def main() -> None:
-    """Compile all of them."""
+    """Compile all of them for a compute capability: 80 is an A100, 89 an L4, 90 an H100."""
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
     for program, types, constants, stages in programs():
         names = program.arg_names
         signature = {name: "constexpr" if name in constants else types.get(name, "*bf16") for name in names}
         by_place = {(names.index(name),): value for name, value in constants.items()}
         source = compiler.ASTSource(program, signature=signature, constexprs=by_place)
-        compiled = compiler.compile(source, target=H100, options={"num_warps": 8, "num_stages": stages})
+        compiled = compiler.compile(source, target=target, options={"num_warps": 8, "num_stages": stages})
         print(program.__name__, compiled.metadata.shared)
 
 

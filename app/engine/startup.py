@@ -94,7 +94,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
-        lookahead=model.device.type == "cuda",
+        lookahead=lambda: runner.launches_quickly,
         idle=lambda: kernels is not None and _idle(connection, runner, kernels),
     ).run()
 
@@ -120,7 +120,7 @@ def _use_the_wait(
 ) -> None:
     """Until the bytes are there: import the rest of torch, on a GPU compile the kernels and capture graphs.
 
-    None of it holds up weights that land meanwhile by more than one graph: all can end after the first answer.
+    Weights that land meanwhile wait for one graph at most: all of it can end after the first answer, beside what it does.
     """
     torch_import.go_on()
     while not torch_import.is_whole:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
-from app.engine import step_shapes
+from app.engine import step_inputs, step_shapes
 from app.engine.kernels import attention
+from app.engine.scheduler import Span
+from app.engine.sequence import new_sequence
+from app.messages import SamplingParams, Submit
 from tests.decoding import PROMPTS, Engine, reference_tokens
 from tests.integration.packed_class import packed_class
 from tests.integration.packed_model import packed_model
@@ -35,6 +40,25 @@ def test_padded_steps_generate_transformers_tokens(model_type, changes, lookahea
     assert engine.generate(PROMPTS, max_tokens=TOKENS) == expected
 
 
+def test_a_step_whose_inputs_were_half_written_leaves_nothing_behind(monkeypatch):
+    """Whoever is in the same rows next gets transformers' tokens."""
+    packed = packed_model(num_hidden_layers=1)
+    engine = Engine(packed, max_num_seqs=2, kernels=True, lookahead=True)
+    spans = []
+    for prompt in PROMPTS[:2]:
+        sequence = new_sequence(Submit("fails", tuple(prompt), SamplingParams(max_tokens=1)))
+        sequence.block_ids = engine.blocks.allocate(3, after=None)
+        spans.append(Span(sequence, 0, len(prompt)))
+    with monkeypatch.context() as broken:
+        broken.setattr(step_inputs, "upload", Mock(side_effect=RuntimeError("no memory")))
+        with pytest.raises(RuntimeError, match="no memory"):
+            engine.runner.launch(spans)
+    for span in spans:
+        engine.blocks.free(span.sequence.block_ids)
+    expected = [reference_tokens(packed, prompt, TOKENS) for prompt in PROMPTS[:2]]
+    assert engine.generate(PROMPTS[:2], max_tokens=TOKENS) == expected
+
+
 def test_a_shape_that_cannot_be_captured_is_computed_without_a_graph(monkeypatch, caplog):
     """No memory left at capture, say: the reason is logged, every answer is the same, the engine lives."""
 
@@ -43,6 +67,8 @@ def test_a_shape_that_cannot_be_captured_is_computed_without_a_graph(monkeypatch
 
     monkeypatch.setattr(torch.cuda, "graph", no_memory)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
     packed = packed_model(num_hidden_layers=1)
     engine = Engine(packed, max_num_seqs=1, kernels=True)
     engine.runner._gpu_steps._pool = (0, 0)
