@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo demo-model test test-slow test-gpu check bench clean
+.PHONY: help setup demo demo-model test test-slow test-clients test-gpu check bench clean
 
 help:
 	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
 	@echo "make demo-model   only .models/smollm2-135m-instruct/"
 	@echo "make test         everything the tests need, then the tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-clients lm-eval, LangChain, LiteLLM and llm against a whole server (part of test-slow)"
 	@echo "make test-gpu     the tests that need a CUDA device"
 	@echo "make check        lint, format, types"
 	@echo "make bench        the benchmarks"
@@ -32,6 +33,10 @@ test: setup demo-model
 test-slow: setup demo-model
 	@$(BIN)/python -m tools.azurite
 	$(BIN)/python -m pytest -m slow
+	@$(MAKE) --no-print-directory test-clients
+
+test-clients: setup demo-model .venv/.clients/.ready
+	PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 .venv/.clients/bin/python -m pytest -m clients tests/conformance/clients
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
@@ -61,3 +66,12 @@ $(BIN)/python:
 .venv/.development: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[demo,dev,otel]'
 	@touch .venv/.demo $@
+
+# Other people's clients, above the development environment so that what both need is there once.
+.venv/.clients/.ready: tests/conformance/clients/requirements.txt .venv/.development
+	$(PYTHON) -m venv .venv/.clients
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$(.venv/.clients/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth
+	.venv/.clients/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--requirement tests/conformance/clients/requirements.txt
+	@touch $@

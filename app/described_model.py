@@ -53,6 +53,7 @@ def described_support(
         _check(parameter, by_name)
     return SupportedModel(
         architecture=architecture(config),
+        dtype=request.dtype,
         max_model_len_tokens=answer.max_model_len_tokens,
         stop_token_ids=stop_token_ids(config, files),
         vocab_size=answer.vocab_size,

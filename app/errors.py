@@ -6,7 +6,7 @@
     ServiceError               status, type, code, param: one request cannot be answered
     ├── InvalidRequest 400 · Unauthorized 401 · ModelNotFound 404 · RequestTooLarge 413
     ├── Overloaded 429 · NotReady 503            both with retry_after_s
-    └── EngineFailure 500
+    └── EngineFailure 500 · DeadlineExceeded 504
 
 Knows no HTTP beyond the status numbers; `app.api.errors` writes the envelopes.
 """
@@ -104,3 +104,11 @@ class EngineFailure(ServiceError):
     status = 500
     type = "server_error"
     code = "engine_failed"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request took longer than the server lets one take; a retry would take as long."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"

@@ -34,10 +34,12 @@ class NoFamily(ModelUnsupported):
 class SupportedModel:
     """A model that the engine computes correctly.
 
-    `transformers_dtype` is None where our own decoder computes it, else the dtype ("BF16") of transformers' class.
+    `dtype` is what its weights are stored in ("BF16"); `transformers_dtype` is None where our own decoder computes it,
+    else the dtype of transformers' class.
     """
 
     architecture: str
+    dtype: str
     max_model_len_tokens: int
     stop_token_ids: tuple[int, ...]
     vocab_size: int
@@ -74,6 +76,7 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
     stored = stored_dtype(config, by_name[wanted[0].name], dtype)
     return SupportedModel(
         architecture=config["architectures"][0],
+        dtype=stored,
         max_model_len_tokens=config["max_position_embeddings"],
         stop_token_ids=stop_token_ids(config, files),
         vocab_size=config["vocab_size"],

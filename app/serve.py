@@ -22,7 +22,7 @@ from app.api.front import Application, Front, Render
 from app.child import Child, spawn
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
-from app.service import Service
+from app.service import Patience, Service
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.telemetry import logs
@@ -106,6 +106,7 @@ def _wishes(settings: Settings) -> Wishes:
         dtype=settings.model.dtype,
         shard_count=settings.model.shard_count,
         warmup_prompt=settings.startup.warmup_prompt,
+        generation_config=settings.model.generation_config,
         engine=settings.engine_options(),
     )
 
@@ -120,6 +121,7 @@ def _service(start: Start) -> Service:
         lifecycle=Lifecycle(),
         ledger=ledger,
         engine=EngineClient(max_sequences=settings.server.max_waiting_requests),
+        patience=Patience(settings.server.request_deadline_s, settings.server.stream_keep_alive_s or None),
         report_first_token=settings.observability.emit_first_token_latency,
     )
 
@@ -201,9 +203,14 @@ def _build_tracing(service: Service, settings: Settings, environ: Mapping[str, s
 def _build_api(service: Service, settings: Settings) -> Application:
     """Import FastAPI and build the application, in a thread: probes are being answered already."""
     start_s = boottime_s()
+    from app.api.cors import CorsOptions
     from app.api.server import ApiOptions, create_app
 
-    options = ApiOptions(api_keys=settings.server.api_keys, max_body_bytes=settings.server.max_body_bytes)
+    server = settings.server
+    cors = CorsOptions(
+        server.allowed_origins, server.allowed_methods, server.allowed_headers, credentials=server.allow_credentials
+    )
+    options = ApiOptions(api_keys=server.api_keys, max_body_bytes=server.max_body_bytes, cors=cors)
     application = create_app(service, options)
     # What was imported is no garbage, and looking for some in it stops every stream for some 40 ms.
     gc.freeze()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine_client import EngineClient
 from app.errors import NotReady
 from app.lifecycle import Lifecycle, State
+from app.sampling_defaults import SamplingDefaults
 from app.telemetry.engine_load import EngineLoad
 from app.telemetry.http_requests import HttpObserver
 from app.telemetry.ledger import Ledger
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The model as clients see it; exists once the server is ready. `dtype` is as the settings have it."""
+    """The model as clients see it; exists once the server is ready. `dtype` is that of its weights ("BF16")."""
 
     text: TextModel
     max_model_len_tokens: int
@@ -37,6 +38,18 @@ class ServedModel:
     stop_token_ids: tuple[int, ...]
     created_s: int
     dtype: str
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a request may take from its submission on, and after how much silence a stream gets a comment.
+
+    None is for ever and never.
+    """
+
+    deadline_s: float | None = None
+    keep_alive_s: float | None = None
 
 
 class Service:
@@ -44,6 +57,7 @@ class Service:
 
     Args:
         model_names: What clients may call the model; the first is the name in answers.
+        patience: With requests that take long.
         report_first_token: Whether the process's first token is worth a line in the log.
     """
 
@@ -54,12 +68,14 @@ class Service:
         lifecycle: Lifecycle,
         ledger: Ledger,
         engine: EngineClient,
+        patience: Patience | None = None,
         report_first_token: bool = False,
     ):
         self.model_names = model_names
         self.lifecycle = lifecycle
         self.ledger = ledger
         self.engine = engine
+        self.patience = patience or Patience()
         self.load = EngineLoad()
         self.observers: list[Observer] = []
         self.http_observers: list[HttpObserver] = []

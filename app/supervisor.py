@@ -28,6 +28,7 @@ from app.messages import (
     WeightsLanded,
 )
 from app.model_support import NoFamily, SupportedModel, support
+from app.sampling_defaults import SamplingDefaults
 from app.service import ServedModel, Service
 from app.telemetry import names
 from app.wishes import Wishes
@@ -77,6 +78,7 @@ class Supervisor:
         self._files: dict[str, bytes] = {}
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
+        self._defaults = SamplingDefaults()
         self._planned_s = 0.0
         self._weights_landed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,7 +186,8 @@ class Supervisor:
             vocab_size=min(text.vocab_size, model.vocab_size),
             stop_token_ids=model.stop_token_ids,
             created_s=int(time.time()),
-            dtype=self._wishes.dtype,
+            dtype=model.dtype,
+            defaults=self._defaults,
         )
         self._service.engine.attach(self._engine.send)
         ready_s = boottime_s()
@@ -249,6 +252,7 @@ class Supervisor:
             StreamingError: The settings ask for what this model is not.
         """
         self._wishes.check(model, len(described.versions))
+        self._defaults = self._wishes.sampling_defaults(described.files)
         _warn_of_unpinned(described.versions)
         self._model, self._files = model, described.files
         self._loading.lay_out(model.layout(described.origin, self._wishes.least_cache_bytes(model)))

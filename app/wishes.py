@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.messages import EngineOptions
 from app.model_support import SupportedModel
+from app.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from streaming.errors import CheckpointError, ModelUnsupported
 
 # A server that cannot hold one sequence of this length is of no use to anybody.
@@ -14,11 +16,12 @@ _USEFUL_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Wishes:
-    """Model and engine settings; `shard_count` None means any number."""
+    """Model and engine settings; `shard_count` None means any number, `generation_config` is "auto" or "vllm"."""
 
     dtype: str
     shard_count: int | None
     warmup_prompt: str
+    generation_config: str
     engine: EngineOptions
 
     def check(self, model: SupportedModel, shards: int) -> None:
@@ -37,6 +40,14 @@ class Wishes:
             raise ModelUnsupported(
                 f"--max-model-len {length_tokens} is more than the model's {model.max_model_len_tokens} tokens"
             )
+
+    def sampling_defaults(self, files: Mapping[str, bytes]) -> SamplingDefaults:
+        """What the checkpoint recommends for sampling, unless that is to be ignored.
+
+        Raises:
+            ModelUnsupported: It cannot be obeyed.
+        """
+        return read_sampling_defaults(files) if self.generation_config == "auto" else SamplingDefaults()
 
     def least_cache_bytes(self, model: SupportedModel) -> int:
         """What must be left beside the weights: the cache that was asked for, or one useful sequence."""

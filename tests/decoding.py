@@ -21,7 +21,6 @@ from app.messages import FromEngine, SamplingParams, StepOutput, Submit, ToEngin
 from tests.integration.packed_model import PackedModel
 
 BLOCK_SIZE = 4
-MAX_NUM_SEQS = 16
 CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [8, 9, 7], [9, 3, 2, 3, 8, 4, 6, 2, 6, 4, 3, 3, 8, 3, 2, 7, 9, 5, 0]]
 
@@ -55,6 +54,7 @@ class Engine:
         packed: PackedModel,
         *,
         num_blocks: int = 64,
+        max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
         device: torch.device = CPU,
         max_model_len_tokens: int | None = None,
@@ -67,11 +67,11 @@ class Engine:
         self.blocks = BlockAllocator(num_blocks)
         self.runner = ModelRunner(model, KVCache(model.config, model.dtype, device, num_blocks, BLOCK_SIZE))
         if kernels:
-            self.runner.use_kernels(Limits(max_num_batched_tokens, MAX_NUM_SEQS, num_blocks * BLOCK_SIZE))
+            self.runner.use_kernels(Limits(max_num_batched_tokens, max_num_seqs, num_blocks * BLOCK_SIZE))
         self.scheduler = _CountingScheduler(
             self.blocks,
             block_size_tokens=BLOCK_SIZE,
-            max_num_seqs=MAX_NUM_SEQS,
+            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             prefix_caching=prefix_caching,
         )
@@ -113,7 +113,7 @@ class Engine:
             runner=self.runner,
             max_model_len_tokens=1 << 20,
             vocab_size=self.runner._model.config.vocab_size,
-            lookahead=self._lookahead,
+            lookahead=lambda: self._lookahead,
         )
         with pytest.raises(_Idle):
             loop.run()

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.answers import PromptTokensDetails, Usage
+from app.api.deadline import until_deadline
 from app.api.generation import Delta, Generation, generate
 from app.api.schemas import GenerationRequest, StreamOptions
 from app.api.sse import open_event_stream, unless_disconnected
@@ -59,9 +60,12 @@ async def deliver(
         raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
     watch = service.watch(_watched(service, http, body, generation, form))
     batches = generate(service, model, generation, watch)
+    if service.patience.deadline_s is not None:
+        batches = until_deadline(batches, service.patience.deadline_s)
     if body.stream:
         options = body.stream_options or StreamOptions()
-        return await open_event_stream(http.receive, _chunks(batches, form, generation, options))
+        chunks = _chunks(batches, form, generation, options)
+        return await open_event_stream(http.receive, chunks, service.patience.keep_alive_s)
     answer = await unless_disconnected(http.receive, _whole(batches, form, generation))
     return Response(answer, media_type="application/json")
 

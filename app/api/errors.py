@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from app.errors import InvalidRequest, ServiceError
+from app.errors import DeadlineExceeded, InvalidRequest, ServiceError
 
 # nginx's number for it; nobody is left to read it but the access log.
 _CLIENT_CLOSED_REQUEST = 499
@@ -43,6 +43,8 @@ def error_response(exc: Exception) -> Response:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, DeadlineExceeded):
+        headers["x-should-retry"] = "false"  # which the official client obeys
     return Response(error_body(error), error.status, headers, media_type="application/json")
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandle
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Prompt = str | tuple[int, ...]
+SentPrompts = str | list[str] | list[int] | list[list[int]]
 
 
 class Wire(BaseModel):
@@ -64,8 +65,8 @@ def _is_token_list(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def one_or_many(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
-    """Accept a bare string where a list is meant; `wrap` makes the list's item of it."""
+def one_or_many(wrap: Callable[[str], Any], expected: str, accepts: Any) -> BeforeValidator:
+    """Accept a bare string where a list is meant; `wrap` makes the list's item of it, `accepts` is the type of both."""
 
     def listed(value: object) -> object:
         if isinstance(value, str):
@@ -74,7 +75,7 @@ def one_or_many(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
             raise PydanticCustomError("string_or_list", f"must be {expected}")
         return value
 
-    return BeforeValidator(listed)
+    return BeforeValidator(listed, json_schema_input_type=accepts)
 
 
 def by_token_id(value: object) -> object:

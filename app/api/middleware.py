@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import error_response
+from app.api.refusal import refuse
 from app.errors import RequestTooLarge, ServiceError, Unauthorized
 from app.service import Service
 from app.telemetry.http_requests import HttpRequest
@@ -126,10 +126,7 @@ class Admission:
         except ClientDisconnect:
             return
         except ServiceError as exc:
-            response = error_response(exc)
-            # The rest of the body is not read, so the connection cannot carry another request.
-            response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            await refuse(exc, scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -17,6 +18,7 @@ from app.messages import SamplingParams
 from app.service import ServedModel
 
 _MAX_SEED = 2**63 - 1
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ def plan_generation(
     """
     n = request.n or 1
     _check(request, model, max_tokens)
-    rooms = [_room_tokens(prompt.token_ids, model.max_model_len_tokens, param) for prompt in prompts]
-    # The engine always draws a token; where none is wanted, the first one is dropped.
-    limit = None if max_tokens is None else max(1, max_tokens)
-    sampling = [_sampling(request, model, min(room, limit or room), scores) for room in rooms]
+    limit = min((tokens for tokens in (max_tokens, model.defaults.max_new_tokens) if tokens is not None), default=None)
+    # Where no token is wanted the engine draws one all the same, which is dropped: a prompt may fill the context.
+    least = 0 if limit == 0 else 1
+    rooms = [_room_tokens(prompt.token_ids, model.max_model_len_tokens, least, param) for prompt in prompts]
+    sampling = [_sampling(request, model, room if limit is None else min(room, limit), scores) for room in rooms]
+    _check_leaves_a_token(sampling[0], model.vocab_size)
     return Generation(
         prompts=tuple(prompt for prompt in prompts for _ in range(n)),
         sampling=tuple(_seeded(each, choice) for each in sampling for choice in range(n)),
@@ -80,15 +84,15 @@ def _check(request: GenerationRequest, model: ServedModel, max_tokens: int | Non
         )
 
 
-def _room_tokens(prompt: tuple[int, ...], max_model_len_tokens: int, param: str) -> int:
-    """How many tokens the context has left after the prompt; at least one."""
+def _room_tokens(prompt: tuple[int, ...], max_model_len_tokens: int, least: int, param: str) -> int:
+    """How many tokens the context has left after the prompt; at least `least`, which is 0 or 1."""
     if not prompt:
         raise InvalidRequest("the prompt has no tokens", param=param)
     room = max_model_len_tokens - len(prompt)
-    if room < 1:
+    if room < least:
         raise InvalidRequest(
             f"the prompt has {len(prompt)} tokens and the model's context is {max_model_len_tokens} tokens: "
-            "shorten it so that at least one token fits behind it",
+            f"shorten it{' so that at least one token fits behind it' if least else ''}",
             param=param,
         )
     return room
@@ -102,15 +106,16 @@ def _check_token_ids(token_ids: Iterable[int], param: str, vocab_size: int) -> N
 
 def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, scores: Scores) -> SamplingParams:
     own_stops = () if request.ignore_eos else model.stop_token_ids
+    defaults = model.defaults
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        top_k=max(0, request.top_k or 0),
-        min_p=request.min_p or 0.0,
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=max(0, _first(request.top_k, defaults.top_k, 0)),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=tuple((request.logit_bias or {}).items()),
         allowed_token_ids=tuple(request.allowed_token_ids or ()),
         bad_words=tuple(_bad_words(request.bad_words or (), model)),
@@ -120,6 +125,25 @@ def _sampling(request: GenerationRequest, model: ServedModel, max_tokens: int, s
         logprobs=scores.answer,
         prompt_logprobs=scores.prompt,
     )
+
+
+def _first(asked: _Number | None, recommended: _Number | None, usual: _Number) -> _Number:
+    """The request's word, else the checkpoint's, else the usual value."""
+    if asked is not None:
+        return asked
+    return usual if recommended is None else recommended
+
+
+def _check_leaves_a_token(sampling: SamplingParams, vocab_size: int) -> None:
+    """Refuse what the engine could not begin with."""
+    banned = {word[0] for word in sampling.bad_words if len(word) == 1}
+    if sampling.min_tokens:
+        banned.update(sampling.stop_token_ids)
+    if banned.issuperset(sampling.allowed_token_ids or range(vocab_size)):
+        raise InvalidRequest(
+            "allowed_token_ids, bad_words and min_tokens together leave no token to draw",
+            param="allowed_token_ids" if sampling.allowed_token_ids else "bad_words",
+        )
 
 
 def _seeded(sampling: SamplingParams, choice: int) -> SamplingParams:

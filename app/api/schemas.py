@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from app.api.fields import Prompt, Refused, Wire, as_prompts, by_token_id, one_or_many
+from app.api.fields import Prompt, Refused, SentPrompts, Wire, as_prompts, by_token_id, one_or_many
 
 MAX_STOP_TOKENS = 128
 MAX_STOP_STRINGS = 16
@@ -20,6 +20,10 @@ MAX_LOGPROBS = 20
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 AnswerLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+
+StopString = Annotated[str, Field(min_length=1)]
+StopStrings = StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None
 
 
 class StreamOptions(Wire):
@@ -38,9 +42,9 @@ class GenerationRequest(Wire):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[
-        list[Annotated[str, Field(min_length=1)]] | None,
+        list[StopString] | None,
         Field(max_length=MAX_STOP_STRINGS),
-        one_or_many(str, "a string or a list of strings"),
+        one_or_many(str, "a string or a list of strings", StopStrings),
     ] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -86,7 +90,7 @@ class GenerationRequest(Wire):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(as_prompts, json_schema_input_type=Any)]
+    prompt: Annotated[tuple[Prompt, ...], PlainValidator(as_prompts, json_schema_input_type=SentPrompts)]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     echo: bool | None = None

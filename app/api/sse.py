@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_body
+from app.api.keep_alive import kept_alive
 from app.errors import ServiceError
 
 _DONE = b"[DONE]"
@@ -31,17 +32,21 @@ class EventStream(Response):
 
     Args:
         first: The first chunks. They were awaited before there are headers, so that whatever fails until then
-            still has an HTTP status.
+            still has an HTTP status; but only as long as a stream may be silent.
         rest: The other chunks; always closed. The next ones are asked for when the client has taken enough of these.
+        keep_alive_s: Seconds of silence after which a comment is sent; None sends none.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: list[bytes], rest: AsyncGenerator[list[bytes], None]):
+    def __init__(
+        self, first: Awaitable[list[bytes]], rest: AsyncGenerator[list[bytes], None], keep_alive_s: float | None
+    ):
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._first = first
         self._rest = rest
+        self._keep_alive_s = keep_alive_s
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or stop as soon as the client is gone."""
@@ -52,14 +57,14 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._rest):
-            await _send_frames(send, self._first)
-            await _send_frames(send, [await self._send_rest(send)])
+        async with aclosing(self._rest), kept_alive(send, self._keep_alive_s) as sending:
+            await _send_frames(sending, [await self._send_chunks(sending)])
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_rest(self, send: Send) -> bytes:
-        """Send the chunks behind the first; returns the one that ends the stream."""
+    async def _send_chunks(self, send: Send) -> bytes:
+        """Send the chunks; returns the one that ends the stream."""
         try:
+            await _send_frames(send, await self._first)
             async for chunks in self._rest:
                 await _send_frames(send, chunks)
         except ServiceError as exc:
@@ -70,18 +75,25 @@ class EventStream(Response):
         return _DONE
 
 
-async def open_event_stream(receive: Receive, chunks: AsyncGenerator[list[bytes], None]) -> EventStream:
-    """Await the first chunks and answer with the stream.
+async def open_event_stream(
+    receive: Receive, chunks: AsyncGenerator[list[bytes], None], keep_alive_s: float | None
+) -> EventStream:
+    """Await the first chunks, for `keep_alive_s` at most, and answer with the stream.
 
     Raises:
         ClientDisconnect: Nobody waits for it any more; `chunks` is closed.
     """
+    first = asyncio.ensure_future(anext(chunks))
     try:
-        first = await unless_disconnected(receive, anext(chunks))
+        await unless_disconnected(receive, asyncio.wait({first}, timeout=keep_alive_s))
+        if first.done():
+            first.result()  # raises what there is to raise, while there is no status yet
     except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
         await chunks.aclose()
         raise
-    return EventStream(first, chunks)
+    return EventStream(first, chunks, keep_alive_s)
 
 
 async def unless_disconnected(receive: Receive, work: Awaitable[_Result]) -> _Result:

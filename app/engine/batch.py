@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.flat_step import flatten
 from app.engine.kv_cache import KVCache
 from app.engine.last_draw import LastDraw, filled
 from app.engine.sampling.device import upload
@@ -33,27 +34,18 @@ def build_batch(spans: Seq[Span], cache: KVCache, last_draw: LastDraw) -> Batch:
 
     A token that is unknown is taken from `last_draw`.
     """
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    last_rows: list[int] = []
+    flat = flatten(spans, cache, last_draw)
     sequences: list[SequenceAttention] = []
+    first_row = 0
     for span in spans:
-        first_row = len(token_ids)
-        token_ids += span.sequence.token_ids[span.start : span.end]
-        positions += range(span.start, span.end)
-        slots += cache.slots(span.sequence.block_ids, span.start, span.end)
         sequences.append(_sequence_attention(span, first_row, cache))
-        if span.samples:
-            last_rows.append(len(token_ids) - 1)
-    numbers = upload([token_ids, positions, slots, last_draw.sources(spans)], torch.long, cache.device)
-    known_token_ids, sources = numbers[0], numbers[3]
-    return Batch(
-        filled(known_token_ids, sources, last_draw.token_ids) if UNKNOWN_TOKEN in token_ids else known_token_ids,
-        numbers[1],
-        upload(last_rows, torch.long, cache.device),
-        SDPABatch(cache, numbers[2], sequences),
-    )
+        first_row += span.end - span.start
+    numbers = upload([flat.token_ids, flat.positions, flat.slots, flat.sources], torch.long, cache.device)
+    token_ids, positions, slots, sources = numbers.unbind()
+    if UNKNOWN_TOKEN in flat.token_ids:
+        token_ids = filled(token_ids, sources, last_draw.token_ids)
+    last_rows = upload(flat.last_rows, torch.long, cache.device)
+    return Batch(token_ids, positions, last_rows, SDPABatch(cache, slots, sequences))
 
 
 def _sequence_attention(span: Span, first_row: int, cache: KVCache) -> SequenceAttention:

@@ -13,8 +13,8 @@ from collections import Counter, OrderedDict
 class BlockAllocator:
     """Hands out blocks so that a sequence's blocks tend to lie in a row.
 
-    Attention reads a run of blocks as a view and must gather scattered ones (for 1,000 tokens the gather
-    costs as much as the attention itself). So a sequence grows into the next block while that is free, and
+    On a CPU, attention reads a run of blocks as a view and must gather scattered ones (for 1,000 tokens the gather
+    costs as much as the attention itself); a GPU's kernels do not care. So a sequence grows into the next block while that is free, and
     new sequences start as far from each other as possible: at 0, 1/2, 1/4, 3/4, 1/8... of the cache. A block with
     content that was named is taken last, the longest unused one first, until when it can be shared again.
 

@@ -1,8 +1,8 @@
 """A GPU's steps with our kernels, most of them as CUDA graphs: one launch instead of hundreds.
 
 Takes spans, gives logits. A step is padded to a shape: so many sequences that decode, or so many tokens of any
-sequences. A shape's first step runs as it is, the next one captures a graph, all others replay it. Graphs hold
-addresses, not values, so they may be captured before the weights have landed. Knows no scheduling and no sampling.
+sequences. Graphs are captured in idle time; where there is none, a shape's first step runs as it is and the second
+captures. They hold addresses, not values, so the weights need not have landed. Knows no scheduling and no sampling.
 """
 
 from __future__ import annotations
@@ -82,11 +82,15 @@ class GPUSteps:
         shape = next((shape for shape in all_shapes(self._limits) if self._is_missing(shape)), None)
         if shape is None:
             return False
-        self._write((), shape)
-        if shape not in self._seen:
-            self._compute(shape)  # what allocates or loads on its first call must not do so inside a capture
-            self._seen.add(shape)
-        self._capture(shape)
+        try:
+            self._write((), shape)
+            if shape not in self._seen:
+                self._compute(shape)  # what allocates or loads on its first call must not do so inside a capture
+                self._seen.add(shape)
+        except RuntimeError as error:
+            self._give_up(shape, error)
+        else:
+            self._capture(shape)
         return True
 
     def _is_missing(self, shape: Shape) -> bool:
@@ -135,11 +139,19 @@ class GPUSteps:
             return False
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # A capture that fails may stay on its own stream; the outer context comes back from it.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 self._compute(shape)
         except RuntimeError as error:  # no memory left, or an operation that no graph can hold
-            logger.warning("steps of %d tokens stay without a CUDA graph: %s", shape.tokens, error)
-            self._never.add(shape)
+            self._give_up(shape, error)
+            self._pool = torch.cuda.graph_pool_handle()  # the old one may be in use for ever
             return False
         self._graphs[shape] = graph
         return True
+
+    def _give_up(self, shape: Shape, error: RuntimeError) -> None:
+        logger.warning("steps of %d tokens stay without a CUDA graph: %s", shape.tokens, error)
+        self._never.add(shape)

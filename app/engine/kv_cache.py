@@ -17,6 +17,7 @@ from streaming.host_memory import available_bytes
 
 DEFAULT_CACHE_BYTES = 1 << 30
 _WORKSPACE_BYTES = 512 << 20
+_GRAPHS_BYTES = 1 << 30  # 0.7 GB for an 8B model
 
 
 class KVCache:
@@ -75,10 +76,11 @@ def free_for_cache_bytes(config: ModelShape, options: EngineOptions, device: tor
 
 
 def _step_bytes(config: ModelShape, options: EngineOptions) -> int:
-    """What the activations of the largest step, its logits and the libraries' workspaces need, roughly."""
+    """What the activations of the largest step, its logits, CUDA graphs and the libraries' workspaces need, roughly."""
     per_token = 4 * (6 * config.hidden_size + 3 * config.intermediate_size)
-    logits = 16 * options.max_num_seqs * config.vocab_size
-    return _WORKSPACE_BYTES + options.max_num_batched_tokens * per_token + logits
+    # A row that keeps its whole vocabulary is ranked: values, weights, order and sums, some of them twice.
+    logits = 48 * options.max_num_seqs * config.vocab_size
+    return _WORKSPACE_BYTES + _GRAPHS_BYTES + options.max_num_batched_tokens * per_token + logits
 
 
 def cache_blocks(

@@ -36,6 +36,9 @@ class Runner(Protocol):
     def launch(self, spans: list[Span]) -> Flight:
         """Begin the step; unknown tokens in it are what the launch before has drawn."""
 
+    def check(self) -> None:
+        """Raise if nothing can be computed any more, whatever the step."""
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -64,7 +67,7 @@ class Loop:
         send: Tells the server.
         max_model_len_tokens: The longest sequence, prompt and answer.
         vocab_size: Token ids are below this.
-        lookahead: Whether to launch a step before the one before it was read.
+        lookahead: Whether to launch the next step before this one was read; asked at every step.
         idle: Does a piece of work that can wait until there is nothing else; returns whether there is more of it.
         reporting: Tells the server how full the engine is.
     """
@@ -78,7 +81,7 @@ class Loop:
         runner: Runner,
         max_model_len_tokens: int,
         vocab_size: int,
-        lookahead: bool = False,
+        lookahead: Callable[[], bool] = lambda: False,
         idle: Callable[[], bool] = lambda: False,
         reporting: Reporting | None = None,
     ):
@@ -94,7 +97,7 @@ class Loop:
         self._in_flight: _Step | None = None
 
     def run(self) -> NoReturn:
-        """Serve for ever; ends with what `receive` or `send` raises when the server is gone."""
+        """Serve for ever; ends with what `receive` or `send` raises when the server is gone, or `Runner.check`."""
         while True:
             self._hear()
             self._step()
@@ -173,7 +176,7 @@ class Loop:
 
     def _may_stay_in_flight(self, step: _Step) -> bool:
         """Whether the next step can be launched without what this one gives."""
-        if not self._lookahead or isinstance(step.flight, _NeverLaunched):
+        if not self._lookahead() or isinstance(step.flight, _NeverLaunched):
             return False
         return not any(span.sequence.must_be_read for span in step.spans)
 
@@ -185,6 +188,7 @@ class Loop:
             logger.exception("a step of %d sequences failed", len(step.spans))
             for span in step.spans:
                 self._fail(span.sequence, f"the engine failed on this step: {type(error).__name__}")
+            self._runner.check()  # another engine can go on where this process cannot
             return
         self._scheduler.publish(step.spans)
         outputs = [self._take(span.sequence, token) for span, token in zip(step.sampled, drawn, strict=True)]

@@ -54,6 +54,16 @@ class ModelRunner:
         steps.compile()
         self._steps = self._gpu_steps = steps
 
+    @property
+    def launches_quickly(self) -> bool:
+        """Whether a step is launched before the one before it has been computed: a graph is, hundreds of kernels are not."""
+        return self._gpu_steps is not None and self._model.max_captured_tokens != 0
+
+    def check(self) -> None:
+        """After an error on a GPU: raise it again if it has ended the process' use of the GPU, as most but a lack of memory do."""
+        if self._cache.device.type == "cuda":
+            torch.cuda.synchronize(self._cache.device)
+
     @torch.inference_mode()
     def capture_next_graph(self) -> bool:
         """Capture one of the CUDA graphs that later steps will need; whether there was one to capture."""

@@ -122,7 +122,7 @@ class Scheduler:
         self.finish(sequence)
 
     def schedule(self) -> list[Span]:
-        """The next step's spans, blocks for them in place; none only while every sequence awaits what is unknown."""
+        """The next step's spans, blocks for them in place; none where there is nothing, or nothing before a token was read."""
         spans: list[Span] = []
         budget_tokens = self._max_num_batched_tokens
         for sequence in self._ready():

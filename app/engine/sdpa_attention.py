@@ -102,6 +102,12 @@ def _prefill(
     """Queries (tokens, heads, head_dim) see what came before them and themselves."""
     if spec.softcap is not None:
         return _softcapped_prefill(spec, query, key, value, mask)
+    shares_keys = True
+    if mask is not None and query.is_cuda:
+        # With a mask, torch's fast ways take no shared key heads, and its slow one holds all scores at once.
+        shares_keys = False
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     attended = scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key,
@@ -109,7 +115,7 @@ def _prefill(
         attn_mask=mask,
         is_causal=mask is None,
         scale=spec.scale,
-        enable_gqa=True,
+        enable_gqa=shares_keys,
     )  # (1, heads, tokens, head_dim)
     return attended[0].transpose(0, 1).flatten(1)
 

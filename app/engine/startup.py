@@ -98,8 +98,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         runner=runner,
         max_model_len_tokens=max_model_len_tokens,
         vocab_size=model.config.vocab_size,
-        lookahead=on_gpu,
-        idle=runner.capture_next_graph,
+        lookahead=lambda: runner.launches_quickly,
+        idle=lambda: kernels is not None and _idle(connection, runner, kernels),
         reporting=Reporting(
             scheduler.stats,
             connection.send,
@@ -129,7 +129,7 @@ def _use_the_wait(
 ) -> None:
     """Until the bytes are there: import the rest of torch, on a GPU compile the kernels and capture graphs.
 
-    None of it holds up weights that land meanwhile by more than one graph: all can end after the first answer.
+    Weights that land meanwhile wait for one graph at most: all of it can end after the first answer, beside what it does.
     """
     torch_import.go_on()
     while not torch_import.is_whole:
@@ -145,6 +145,14 @@ def _use_the_wait(
     with _timed(connection, "engine.capture"):
         while not inbox.has_come(WeightsLanded) and runner.capture_next_graph():
             pass
+
+
+def _idle(connection: Connection[ToEngine], runner: ModelRunner, kernels: KernelStart) -> bool:
+    """Capture a graph, as soon as the kernels are there; whether there is more to do."""
+    if not kernels.is_over:
+        connection.poll(_POLL_S)  # a request ends the wait
+        return True
+    return runner.capture_next_graph()
 
 
 def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connection: Connection[ToEngine]) -> Weights:

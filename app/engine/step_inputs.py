@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import torch
 
+from app.engine.flat_step import FlatStep, flatten
 from app.engine.kv_cache import KVCache
 from app.engine.last_draw import LastDraw, filled
 from app.engine.sampling.device import upload
@@ -72,45 +73,37 @@ class StepInputs:
 
     def write_decode(self, spans: Seq[Span], rows: int) -> None:
         """Spans of one token each, padded to `rows`."""
-        self._write_tokens(spans, rows)
+        self._write_tokens(flatten(spans, self._cache, self._last_draw), rows)
         self._write_tables(spans)
 
     def write_mixed(self, spans: Seq[Span], tokens: int) -> None:
         """Spans of any lengths, padded to `tokens`."""
-        self._write_tokens(spans, tokens)
+        flat = flatten(spans, self._cache, self._last_draw)
+        self._write_tokens(flat, tokens)
         self._write_tables(spans)
-        starts = list(accumulate((span.end - span.start for span in spans), initial=0))
-        last_rows = [start - 1 for start, span in zip(starts[1:], spans, strict=True) if span.samples]
-        nobody = self._max_sequences
+        queries = [span.end - span.start for span in spans]
         tiles = [
             number
-            for row, span in enumerate(spans)
-            for first in range(0, span.end - span.start, self.queries_per_tile)
+            for row, count in enumerate(queries)
+            for first in range(0, count, self.queries_per_tile)
             for number in (row, first)
         ]
-        lengths = [span.end for span in spans]
+        nobody = self._max_sequences
         self._upload(
             self._sequences,
-            _padded(lengths, self._max_sequences + 1, 0)
-            + _padded(starts, self._max_sequences + 2, starts[-1])
-            + _padded(last_rows, self._max_sequences, 0)
+            _padded([span.end for span in spans], self._max_sequences + 1, 0)
+            + _padded(list(accumulate(queries, initial=0)), self._max_sequences + 2, sum(queries))
+            + _padded(flat.last_rows, self._max_sequences, 0)
             + tiles
             + [nobody, 0] * (self._max_tiles - len(tiles) // 2),
         )
 
-    def _write_tokens(self, spans: Seq[Span], padded: int) -> None:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        for span in spans:
-            token_ids += span.sequence.token_ids[span.start : span.end]
-            positions += range(span.start, span.end)
-            slots += self._cache.slots(span.sequence.block_ids, span.start, span.end)
+    def _write_tokens(self, flat: FlatStep, padded: int) -> None:
         numbers = (
-            _padded(token_ids, padded, 0)
-            + _padded(positions, padded, _PADDING_POSITION)
-            + _padded(slots, padded, self._cache.scratch_slot)
-            + _padded(self._last_draw.sources(spans), padded, 0)
+            _padded(flat.token_ids, padded, 0)
+            + _padded(flat.positions, padded, _PADDING_POSITION)
+            + _padded(flat.slots, padded, self._cache.scratch_slot)
+            + _padded(flat.sources, padded, 0)
         )
         self._upload(self._tokens[: 4 * padded], numbers)
 
@@ -125,6 +118,7 @@ class StepInputs:
             if known < len(block_ids):
                 places += range(row * width + known, row * width + len(block_ids))
                 blocks += block_ids[known:]
+                # Written before it is uploaded: where that fails, so does the step, and no sequence keeps this list.
                 self._written[row] = block_ids, len(block_ids)
         if places:
             changes = upload([places, blocks], torch.long, self._cache.device)

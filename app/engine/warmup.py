@@ -1,6 +1,6 @@
 """The passes before the first request: one on whatever bytes are there, one on the real weights.
 
-Takes a runner and a scheduler of its own making; leaves no block taken and no value kept.
+Takes a runner and the cache's blocks; leaves no block taken and no value kept.
 """
 
 from __future__ import annotations

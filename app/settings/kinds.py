@@ -22,7 +22,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of value.
 
     `accepts` completes "expected ..."; `read` raises `ValueError`. A file's value must be one of
-    `native_types` (a list of them too where there may be `many`). What is not `quotable` may hold a
+    `native_types` (a list of them too where there may be `many`); vLLM writes a `json_list` in one text. What is not `quotable` may hold a
     secret and is not repeated in an error.
     """
 
@@ -31,6 +31,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     read: Callable[[str], Any]
     native_types: tuple[type, ...] = (str,)
     many: bool = False
+    json_list: bool = False
     quotable: bool = True
 
 
@@ -140,6 +141,12 @@ def _not_empty(text: str) -> str:
     return text
 
 
+def _word(text: str) -> str:
+    if text.startswith("["):
+        raise ValueError("a list that is no JSON")
+    return _not_empty(text)
+
+
 def _without_secrets(text: str) -> str:
     scheme, separator, rest = _not_empty(text).partition("://")
     if separator and (not scheme or "?" in rest or "@" in rest.partition("/")[0]):
@@ -151,6 +158,7 @@ BOOL = switch(when_true=True, when_false=False)
 DEVICE = Kind(accepts="auto, cpu, cuda or cuda:N", metavar="DEVICE", read=_device)
 TEXT = Kind(accepts="a text that is not empty", metavar="TEXT", read=_not_empty)
 TEXTS = Kind(accepts="one name or several", metavar="NAME", read=_not_empty, many=True)
+WORDS = Kind(accepts="one word or several, or a JSON list", metavar="WORD", read=_word, many=True, json_list=True)
 SECRET = Kind(accepts="a text that is not empty", metavar="SECRET", read=_not_empty, quotable=False)
 SECRETS = Kind(accepts="one secret or several", metavar="SECRET", read=_not_empty, many=True, quotable=False)
 # Not quoted, because what is wrong with it may be a secret in it.

@@ -45,6 +45,13 @@ class ModelSettings(Section, frozen=True, kw_only=True):
         int | None,
         Setting(count(1), "Longest prompt and answer together.", unit="tokens", unset="the model's own limit"),
     ] = None
+    generation_config: Annotated[
+        str,
+        Setting(
+            choice("auto", "vllm"),
+            "Where sampling defaults come from: auto is the checkpoint's generation_config.json, vllm none at all.",
+        ),
+    ] = "auto"
     format: Annotated[
         str, Setting(choice("safetensors"), "The checkpoint's format.", flags=(("--load-format", _LOAD_FORMATS),))
     ] = "safetensors"

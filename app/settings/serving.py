@@ -6,7 +6,21 @@ Knows no model and no source.
 from typing import Annotated
 
 from app.messages import EngineOptions
-from app.settings.kinds import BOOL, DEVICE, MIB, SECRETS, TEXT, URI, bare, choice, count, integer, number, size
+from app.settings.kinds import (
+    BOOL,
+    DEVICE,
+    MIB,
+    SECRETS,
+    TEXT,
+    URI,
+    WORDS,
+    bare,
+    choice,
+    count,
+    integer,
+    number,
+    size,
+)
 from app.settings.table import Section, Setting
 
 _ENGINE = EngineOptions()
@@ -76,6 +90,33 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     max_waiting_requests: Annotated[
         int, Setting(integer(1), "How many sequences may be in the engine, waiting or running; more are answered 429.")
     ] = 256
+    request_deadline_s: Annotated[
+        float | None,
+        Setting(
+            number(0.001),
+            "How long a generation may take, waiting included; what takes longer ends with an error.",
+            unit="s",
+            unset="no limit",
+        ),
+    ] = None
+    stream_keep_alive_s: Annotated[
+        float,
+        Setting(number(0), "After how much silence a stream gets a comment that keeps it open; 0 is never.", unit="s"),
+    ] = 15.0
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Setting(WORDS, "Origins whose pages may use the API from a browser (CORS); * is any.", unset="none"),
+    ] = ()
+    allowed_methods: Annotated[tuple[str, ...], Setting(WORDS, "HTTP methods that these pages may use.")] = ("*",)
+    allowed_headers: Annotated[tuple[str, ...], Setting(WORDS, "Request headers that these pages may send.")] = ("*",)
+    allow_credentials: Annotated[
+        bool,
+        Setting(
+            BOOL,
+            "Whether these pages may send cookies and the like.",
+            flags=(("--allow-credentials", bare(value=True)),),
+        ),
+    ] = False
     max_body_bytes: Annotated[
         int, Setting(size(1), "Largest request body; a larger one is answered 413.", unit="bytes")
     ] = 4 * MIB

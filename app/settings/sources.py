@@ -6,6 +6,7 @@ neither precedence nor what a setting is for. YAML is imported only when there i
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -83,7 +84,7 @@ def from_flags(texts_by_flag: Mapping[str, list[str]], uri: str | None) -> Layer
         if flag == LOADER_FLAG:
             _put_loader_config(layer, texts[-1])
         else:
-            put(layer, Given(*names[flag], tuple(texts), f"flag {flag}"))
+            put(layer, Given(*names[flag], _listed(names[flag][1], texts), f"flag {flag}"))
     return layer
 
 
@@ -102,9 +103,19 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
     layer: Layer = {}
     for name, (row, kind) in known.items():
         if name in given:
-            texts = given[name].split(",") if kind.many else [given[name]]
-            layer.setdefault(row.path, Given(row, kind, tuple(texts), f"variable {name}"))
+            texts = _listed(kind, [given[name]])
+            if kind.many and len(texts) == 1:
+                texts = tuple(texts[0].split(","))
+            layer.setdefault(row.path, Given(row, kind, texts, f"variable {name}"))
     return layer
+
+
+def _listed(kind: Kind, texts: list[str]) -> tuple[str, ...]:
+    """The texts, or those that the only one lists as JSON; what is no such list is for the kind to refuse."""
+    if kind.json_list and len(texts) == 1 and texts[0].startswith("["):
+        with contextlib.suppress(msgspec.DecodeError):
+            return tuple(msgspec.json.decode(texts[0], type=list[str]))
+    return tuple(texts)
 
 
 def _service_links(environ: Mapping[str, str]) -> set[str]:

@@ -34,6 +34,8 @@ def default_text(row: Row) -> str:
         return row.setting.unset
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(value)
     if row.setting.unit == "bytes":
         return shown_bytes(value)
     return f"{value:g} {row.setting.unit}" if row.setting.unit else str(value)

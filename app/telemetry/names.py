@@ -47,7 +47,7 @@ TIME_PER_OUTPUT_TOKEN = Metric(
 REQUEST_DURATION = Metric(
     "gen_ai_server_request_duration_seconds",
     "histogram",
-    "From the request's arrival to its last token or its failure (error_type; empty where it succeeded).",
+    "From the request's arrival to its last token or its failure (error_type; empty where it succeeded, cancelled where its reader left or its time was up).",
     (*_MODEL_LABELS, "error_type"),
     (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
     "gen_ai.server.request.duration",
@@ -164,7 +164,7 @@ PHASES = {
     "engine.bind": "the skeleton bound to the arena",
     "engine.cache": "the KV cache made",
     "engine.warmup": "a pass on whatever bytes were there; left out where all had landed",
-    "engine.capture": "CUDA graphs captured while bytes landed; on a GPU only",
+    "engine.capture": "CUDA graphs, as many as the wait for bytes allows; on a GPU only",
     "weights.load": "what is left to copy once all bytes are there; nothing where they are served in place",
     "engine.first_pass": "a pass over the real weights, checked",
     "ready": "the engine's word until `/health` turned 200",

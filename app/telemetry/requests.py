@@ -17,7 +17,7 @@ from app.telemetry.spans import RequestTrace
 from streaming.clock import boottime_s
 
 CHAT, COMPLETION = "chat", "text_completion"
-_GONE = "client_disconnected"
+_CANCELLED = "cancelled"
 
 
 class WatchedRequest(msgspec.Struct, kw_only=True):
@@ -100,9 +100,9 @@ class Watch:
 
 
 def _error_type(error: BaseException) -> str:
-    """A name out of few: what is closed early was closed because nobody reads it."""
+    """A name out of few: what is closed early has lost its reader, or its time was up."""
     if isinstance(error, ServiceError):
         return error.code or error.type
     if isinstance(error, Exception):
         return "server_error"
-    return _GONE
+    return _CANCELLED

@@ -42,6 +42,7 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._sources = dict(templates)
         self._templates = {name: _compile(environment, name, source) for name, source in templates.items()}
+        self._words = {name: _words(source) for name, source in templates.items()}
 
     def render(
         self,
@@ -62,10 +63,11 @@ class ChatTemplate:
             variables: What else the template is to see.
 
         Raises:
-            InvalidRequest: There is no template, it refuses these messages or knows no tools, or a variable has the name
-                of one that every template sees.
+            InvalidRequest: There is no template, it refuses these messages or knows no tools (or no calls of them, or no
+                answers to them), or a variable has the name of one that every template sees.
         """
         name = self._choose(has_tools=tools is not None)
+        self._check_knows(name, messages)
         present = [{key: value for key, value in message.items() if value is not None} for message in messages]
         if continue_final_message:
             present[-1]["content"] += _FINAL_MESSAGE_END
@@ -94,6 +96,23 @@ class ChatTemplate:
         if has_tools and "tools" not in meta.find_undeclared_variables(_environment().parse(self._sources[name])):
             raise InvalidRequest("the model's chat template knows no tools: leave them out", param="tools")
         return name
+
+    def _check_knows(self, name: str, messages: Sequence[Message]) -> None:
+        """Refuse messages about tools that the template would leave out, or show as it never does."""
+        if any(message.get("tool_calls") for message in messages) and "tool_calls" not in self._words[name]:
+            raise InvalidRequest("the model's chat template knows no tool_calls: leave them out", param="messages")
+        if any(message["role"] == "tool" for message in messages) and "tool" not in self._words[name]:
+            raise InvalidRequest(
+                "the model's chat template knows no messages of tools: leave them out", param="messages"
+            )
+
+
+def _words(source: str) -> frozenset[str]:
+    """The attributes and literal texts that a template's code names."""
+    root = _environment().parse(source)
+    attributes = {node.attr for node in root.find_all(nodes.Getattr)}
+    literals = {node.value for node in root.find_all(nodes.Const) if isinstance(node.value, str)}
+    return frozenset(attributes | literals)
 
 
 def read_templates(template_file: bytes | None, config: Mapping[str, Any]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def main() -> None:
     runner = ModelRunner(model, cache)
     if device.type == "cuda":
         rows = max(arguments.rows)
-        tokens = max(rows, *arguments.prompt_tokens)
+        tokens = max([rows, *arguments.prompt_tokens])
         runner.use_kernels(Limits(tokens, rows, max(tokens, blocks_per_row * _BLOCK_SIZE_TOKENS)))
     results = {}
     for rows in arguments.rows:

@@ -17,6 +17,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer
 
+from app.api.chat_schemas import Message
 from app.text.text_model import TextModel
 
 CORPUS = [
@@ -237,3 +238,76 @@ def test_continued_chats_are_equal(both, role, last):
     messages = [{"role": "user", "content": "Hi there, he"}, {"role": role, "content": last}]
     expected = oracle.apply_chat_template(messages, tokenize=False, continue_final_message=True)
     assert ours.render_chat(messages, add_generation_prompt=False, continue_final_message=True) == expected
+
+
+# Qwen 2.5's, in the parts that are about tools.
+TOOL_TEMPLATE = """{%- if tools %}
+    {{- '<|im_start|>system\\n# Tools\\n<tools>' }}
+    {%- for tool in tools %}
+        {{- "\\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\\n</tools><|im_end|>\\n" }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role }}
+        {%- if message.content %}
+            {{- '\\n' + message.content }}
+        {%- endif %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}
+                {%- set tool_call = tool_call.function %}
+            {%- endif %}
+            {{- '\\n<tool_call>\\n{"name": "' }}
+            {{- tool_call.name }}
+            {{- '", "arguments": ' }}
+            {{- tool_call.arguments | tojson }}
+            {{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+        {%- if loop.last or (messages[loop.index0 + 1].role != "tool") %}
+            {{- '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_a_chat_with_tools_is_rendered_as_transformers_does(tmp_path):
+    """Requests with calls and answers make the prompt that transformers makes of the same conversation."""
+    folder = save(tmp_path, byte_level_with_config_tokens)
+    (folder / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    arguments = {"city": "Zürich", "days": [1, 2.5], "deep": {"x": None}}
+    calls = [
+        {"id": f"call_{number}", "type": "function", "function": {"name": "weather", "arguments": given}}
+        for number, given in enumerate((arguments, {}))
+    ]
+    chat = [
+        {"role": "user", "content": "How is it?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "sunny", "tool_call_id": "call_0"},
+        {"role": "tool", "content": '{"rain": 3}', "tool_call_id": "call_1"},
+    ]
+    expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        chat, tools=TOOLS, tokenize=False, add_generation_prompt=True
+    )
+    written = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in calls
+    ]
+    sent = [Message.model_validate(each | ({"tool_calls": written} if "tool_calls" in each else {})) for each in chat]
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    messages = [message.for_template() for message in sent]
+    assert TextModel.from_files(files).render_chat(messages, add_generation_prompt=True, tools=TOOLS) == expected

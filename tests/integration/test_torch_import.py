@@ -86,6 +86,6 @@ def test_weights_that_have_landed_do_not_wait_for_the_rest_of_torch():
         engine = Connection(ours, ToEngine)
         inbox = Inbox(engine, (StartEngine(), []), wait_for_torch=lambda: None)
         Connection(theirs, FromEngine).send(WeightsLanded(warmup_token_ids=(7,)))
-        startup._use_the_wait(inbox, None, NeverWhole(), engine)
+        startup._use_the_wait(inbox, None, NeverWhole(), None, engine)
         landed, _ = inbox.wait_for(WeightsLanded)
     assert landed.warmup_token_ids == (7,)

@@ -18,7 +18,7 @@ from app.api.server import ApiOptions, create_app
 from app.engine_client import EngineClient
 from app.lifecycle import Lifecycle, State
 from app.messages import Abort, RequestFailed, StepOutput, Submit, TokenLogprobs, TokenOutput
-from app.service import ServedModel, Service
+from app.service import Patience, ServedModel, Service
 from app.telemetry.ledger import Ledger
 from app.telemetry.metrics import Metrics
 from app.text.text_model import TextModel
@@ -86,7 +86,7 @@ class ScriptedEngine:
         self._tasks[message.request_id] = asyncio.get_running_loop().create_task(self._run(message))
 
     async def _run(self, submit: Submit) -> None:
-        items = list(self.script(submit))[: submit.sampling.max_tokens]
+        items = list(self.script(submit))[: max(1, submit.sampling.max_tokens)]
         for position, item in enumerate(items):
             await asyncio.sleep(0)
             if item == HANG:
@@ -150,6 +150,7 @@ def serve(
     max_sequences: int = 64,
     template: str | None = TEMPLATE,
     options: ApiOptions | None = None,
+    patience: Patience | None = None,
 ) -> Served:
     """A service whose engine answers every sequence with this text and EOS, or by a script."""
     text = byte_text_model(template=template)
@@ -162,6 +163,7 @@ def serve(
         lifecycle=lifecycle or ready_lifecycle(),
         ledger=Ledger(0.0),
         engine=client,
+        patience=patience,
     )
     service.model = ServedModel(
         text=text,

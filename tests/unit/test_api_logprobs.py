@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.scripted_engine import BOS, EOS, HANG, events, serve
+from tests.unit.scripted_engine import BOS, EOS, HANG, MAX_MODEL_LEN, events, serve
 
 BODY = {"model": "toy", "prompt": "hi"}
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
@@ -225,3 +225,16 @@ async def test_a_token_that_cannot_come_is_minus_9999(monkeypatch):
     (choice,) = await complete(serve("a"), logprobs=1)
     assert choice["logprobs"]["token_logprobs"][0] == -9999.0
     assert choice["logprobs"]["top_logprobs"][0] == {"a": -9999.0, "<bos>": -9999.0}
+
+
+async def test_a_prompt_may_fill_the_context_where_nothing_follows():
+    """Scoring alone takes prompts of the model's whole length; one token more is refused, and so is an answer."""
+    served = serve()
+    prompt = [each % 250 for each in range(MAX_MODEL_LEN)]
+    (choice,) = await complete(served, prompt=prompt, echo=True, max_tokens=0, logprobs=1)
+    assert len(choice["logprobs"]["token_logprobs"]) == MAX_MODEL_LEN
+    assert served.engine.submitted[0].sampling.max_tokens == 0
+    async with served.client() as client:
+        for longer in ({"max_tokens": 1}, {"prompt": [*prompt, 1], "max_tokens": 0}):
+            response = await client.post("/v1/completions", json=BODY | {"prompt": prompt, "echo": True} | longer)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")

@@ -10,6 +10,7 @@ from tests.unit.scripted_engine import serve
 
 COMPLETION = {"model": "toy", "prompt": "hi"}
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "hi"}]}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 COMPLETIONS_PATH, CHAT_PATH = "/v1/completions", "/v1/chat/completions"
 
 WRONG_ANYWHERE = [
@@ -55,6 +56,8 @@ WRONG_ANYWHERE = [
     ({"allowed_token_ids": []}, "allowed_token_ids"),
     ({"allowed_token_ids": ["5"]}, "allowed_token_ids[0]"),
     ({"allowed_token_ids": [5, 258]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [97, 97], "stop_token_ids": [97], "max_tokens": 5, "min_tokens": 1}, "allowed_token_ids"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs"),
     ({"logit_bias": 5}, "logit_bias"),
     ({"logit_bias": {"five": 1}}, "logit_bias"),
     ({"logit_bias": {"-5": 1}}, "logit_bias"),
@@ -109,14 +112,38 @@ WRONG_CHATS = [
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "tool_call_id": "1"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}, "messages"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]}]},
+        "messages[0].tool_calls[0].type",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "[]"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "{"}}]}]},
+        "messages[0].tool_calls[0].function.arguments",
+    ),
     ({"messages": [{"role": "user", "content": "x", "mood": "y"}]}, "messages[0].mood"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]}, "messages[0].content[0].type"),
     ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"verbosity": "low"}, "verbosity"),
+    ({"moderation": {"model": "m"}}, "moderation"),
+    ({"prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options"),
+    ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+    ({"prompt_cache_key": 5}, "prompt_cache_key"),
+    ({"safety_identifier": 5}, "safety_identifier"),
     ({"logprobs": 1}, "logprobs"),
     ({"top_logprobs": 1}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -157,6 +184,7 @@ NEUTRAL = (
     + [
         (COMPLETIONS_PATH, COMPLETION | {"echo": False, "best_of": 2, "n": 2, "suffix": None, "logprobs": None}),
         (CHAT_PATH, CHAT | {"response_format": {"type": "text"}, "tools": [], "tool_choice": "none"}),
+        (CHAT_PATH, CHAT | {"safety_identifier": "ann", "prompt_cache_key": "key", "verbosity": "medium"}),
         (CHAT_PATH, CHAT | {"logprobs": False, "top_logprobs": None, "parallel_tool_calls": True}),
     ]
 )

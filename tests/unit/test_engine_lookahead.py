@@ -46,6 +46,9 @@ class Device:
         failures: By number of launch how it fails: "launch" or "collect", or "row": no token for its first sequence, if any is due.
     """
 
+    def check(self):
+        """It goes on after every failure."""
+
     def __init__(self, failures=()):
         self.done: list[str] = []
         self.slots: dict[int, tuple[int, ...] | None] = {}
@@ -126,7 +129,7 @@ class Rig:
             runner=self.device,
             max_model_len_tokens=1000,
             vocab_size=3,
-            lookahead=lookahead,
+            lookahead=lambda: lookahead,
             idle=idle,
         )
 

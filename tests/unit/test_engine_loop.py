@@ -41,11 +41,11 @@ class Landed:
         self.collect = lambda: drawn
 
 
-def serve(server: Server, run, *, num_blocks: int = 16, lookahead: bool = False) -> list:
+def serve(server: Server, run, *, num_blocks: int = 16, lookahead: bool = False, check=lambda: None) -> list:
     """Run a loop whose model is `run` until it is idle and the server is gone."""
     blocks = BlockAllocator(num_blocks)
     scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=4, max_num_batched_tokens=16, prefix_caching=True)
-    runner = SimpleNamespace(launch=lambda spans: Landed(run(spans)))
+    runner = SimpleNamespace(launch=lambda spans: Landed(run(spans)), check=check)
     loop = Loop(
         receive=server.receive,
         send=server.heard.append,
@@ -53,7 +53,7 @@ def serve(server: Server, run, *, num_blocks: int = 16, lookahead: bool = False)
         runner=runner,
         max_model_len_tokens=64,
         vocab_size=100,
-        lookahead=lookahead,
+        lookahead=lambda: lookahead,
     )
     with pytest.raises(Server.Gone):
         loop.run()
@@ -131,6 +131,21 @@ def test_a_step_that_fails_ends_its_sequences_and_the_loop_lives(error, lookahea
     assert [message.request_id for message in heard[:2]] == ["a", "b"]
     assert type(error).__name__ in heard[0].message
     assert "a step of 2 sequences failed" in caplog.text
+
+
+def test_an_engine_that_can_compute_nothing_any_more_ends():
+    """After an error that no later step would survive, its sequences are told and the process makes room for another."""
+    server = Server([submit("a")], [submit("b")])
+
+    def run(spans):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def check():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        serve(server, run, check=check)
+    assert [message.request_id for message in server.heard] == ["a"]
 
 
 @pytest.mark.parametrize("lookahead", [False, True])

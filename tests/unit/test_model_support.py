@@ -77,7 +77,8 @@ def test_a_llama_is_laid_out_with_fused_projections():
 )
 def test_the_whole_model_has_one_dtype(dtype, stored, expected):
     """The word "auto" is the config's word, anything else the user's; the slot casts."""
-    assert {tensor.dtype for tensor in ask(dtype=dtype, stored=stored).tensors} == {expected}
+    model = ask(dtype=dtype, stored=stored)
+    assert {model.dtype, *(tensor.dtype for tensor in model.tensors)} == {expected}
 
 
 def test_stop_tokens_come_from_the_generation_config_first():

@@ -36,7 +36,7 @@ def _tiling(head_dim: int, dtype: torch.dtype) -> _Tiling:
     head_bytes = triton.next_power_of_2(head_dim) * dtype.itemsize
     if head_bytes <= 256:
         return _Tiling(128, 64, 3)
-    return _Tiling(128, 64, 2) if head_bytes <= 512 else _Tiling(64, 32, 2)
+    return _Tiling(64, 64, 2) if head_bytes <= 512 else _Tiling(64, 32, 2)
 
 
 def decode_attention(

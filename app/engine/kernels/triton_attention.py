@@ -118,6 +118,7 @@ def attend_tile(
     first_query = tl.load(tiles + 2 * tile + 1)
     begin = tl.load(query_starts + sequence)
     queries = tl.load(query_starts + sequence + 1) - begin
+    begin = begin.to(tl.int64)
     length = tl.load(lengths + sequence)
     # The query heads that share a key head lie side by side, so that each key is loaded once for all of them.
     members = tl.arange(0, QUERIES * GROUP_PADDED)

@@ -13,7 +13,8 @@ def rotate_and_store(
     HAS_NORMS: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PADDED: tl.constexpr,
     ROTATED: tl.constexpr,
 ):  # fmt: skip
-    row, head = tl.program_id(0), tl.program_id(1)
+    # 64 bits: a long step's rows lie gigabytes apart.
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dims = tl.arange(0, DIM_PADDED)
     is_dim = dims < HEAD_DIM
     source = qkv + row * row_stride + head * HEAD_DIM
@@ -51,7 +52,7 @@ def rotate_and_store(
 
 @triton.jit
 def add_rms_norm(hidden, update, weight, normed, eps, SIZE: tl.constexpr, PADDED: tl.constexpr, ADDS: tl.constexpr):
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
     inside = at < SIZE
     x = tl.load(hidden + row * SIZE + at, mask=inside, other=0.0)
@@ -66,7 +67,7 @@ def add_rms_norm(hidden, update, weight, normed, eps, SIZE: tl.constexpr, PADDED
 
 @triton.jit
 def silu_and_mul(gate_up, output, INNER: tl.constexpr, PIECE: tl.constexpr):
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * PIECE + tl.arange(0, PIECE)
     inside = at < INNER
     gate = tl.load(gate_up + row * 2 * INNER + at, mask=inside, other=0.0).to(tl.float32)
