@@ -63,7 +63,9 @@ class Server:
     def complete(self, prompt: str, **parameters: Any) -> dict[str, Any]:
         """One completion by POST /v1/completions."""
         body = {"model": "m", "prompt": prompt, "temperature": 0, **parameters}
-        answer = self.client.post("/v1/completions", json=body, timeout=300)  # dozens of prompts at once take their time
+        answer = self.client.post(
+            "/v1/completions", json=body, timeout=300
+        )  # dozens of prompts at once take their time
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result
