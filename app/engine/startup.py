@@ -89,9 +89,31 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     # A first request that is waiting already is answered before the rest of torch competes with it.
     threading.Timer(_FIRST_ANSWER_S, torch_import.go_on if kernels is None else kernels.begin).start()
     connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
-    scheduler = _scheduler(blocks, options)
+    _loop(
+        connection,
+        inbox,
+        model,
+        runner,
+        kernels,
+        _scheduler(blocks, options),
+        max_model_len_tokens=max_model_len_tokens,
+    ).run()
+
+
+def _loop(
+    connection: Connection[ToEngine],
+    inbox: Inbox,
+    model: LanguageModel,
+    runner: ModelRunner,
+    kernels: KernelStart | None,
+    scheduler: Scheduler,
+    *,
+    max_model_len_tokens: int,
+) -> Loop:
+    """What serves from now on."""
     on_gpu = model.device.type == "cuda"
-    Loop(
+    device_memory = partial(torch.cuda.mem_get_info, model.device) if on_gpu else None
+    return Loop(
         receive=inbox.receive,
         send=connection.send,
         scheduler=scheduler,
@@ -100,12 +122,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         vocab_size=model.config.vocab_size,
         lookahead=lambda: runner.launches_quickly,
         idle=lambda: kernels is not None and _idle(connection, runner, kernels),
-        reporting=Reporting(
-            scheduler.stats,
-            connection.send,
-            device_memory=partial(torch.cuda.mem_get_info, model.device) if on_gpu else None,
-        ),
-    ).run()
+        reporting=Reporting(scheduler.stats, connection.send, device_memory=device_memory),
+    )
 
 
 def _bound_model(request: BindArena, arena: torch.Tensor, torch_import: TorchImport) -> LanguageModel:

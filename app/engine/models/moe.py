@@ -1,10 +1,12 @@
 """A feed-forward network of experts: a router, and the few experts that it sends each token to.
 
 Takes rows of hidden states, gives as many. All experts' matrices are views of two long ones of the arena.
-How the experts are computed is decided in `_run_experts` alone.
+How the experts are computed is decided in `_way_of` alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
@@ -22,6 +24,8 @@ _GROUPED_CAPABILITY = (9, 0)
 _GROUPED_ALIGNMENT = 8
 # A gathered matrix is read, written and read again: worth it if so few experts are asked for.
 _GATHERED_SHARE = 4
+
+_Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RowOps], torch.Tensor]
 
 
 class Experts(nn.Module):
@@ -64,28 +68,33 @@ def max_captured_tokens(
     experts: ExpertsConfig, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> int | None:
     """Steps of how many tokens can be CUDA graphs; None is any."""
-    aligned = hidden_size % _GROUPED_ALIGNMENT == 0 and experts.intermediate_size % _GROUPED_ALIGNMENT == 0
-    return None if aligned and _has_grouped_products(dtype, device) else _DENSE_ROWS
-
-
-def _has_grouped_products(dtype: torch.dtype, device: torch.device) -> bool:
-    if device.type != "cuda" or dtype is not torch.bfloat16:
-        return False
-    return torch.cuda.get_device_capability(device) >= _GROUPED_CAPABILITY
+    chosen = torch.empty(_DENSE_ROWS + 1, experts.experts_per_token, device="meta")
+    hidden = torch.empty(_DENSE_ROWS + 1, hidden_size, dtype=dtype, device="meta")
+    way = _way_of(hidden, chosen, experts.num_experts, experts.intermediate_size, device)
+    return _DENSE_ROWS if way is _one_by_one else None
 
 
 def _run_experts(
     hidden: torch.Tensor, chosen: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ops: RowOps
 ) -> torch.Tensor:
     """(tokens, hidden), (tokens, visits), (experts, 2 * inner, hidden), (experts, hidden, inner) -> (tokens, visits, hidden)."""
-    aligned = hidden.shape[1] % _GROUPED_ALIGNMENT == 0 and down.shape[2] % _GROUPED_ALIGNMENT == 0
-    if aligned and _has_grouped_products(hidden.dtype, hidden.device):
-        return _grouped(hidden, chosen, gate_up, down, ops)
-    if hidden.device.type == "cpu" or len(hidden) > _DENSE_ROWS:
-        return _one_by_one(hidden, chosen, gate_up, down, ops)
-    if chosen.numel() * _GATHERED_SHARE < len(gate_up):
-        return _gathered(hidden, chosen, gate_up, down, ops)
-    return _all_of_them(hidden, chosen, gate_up, down, ops)
+    return _way_of(hidden, chosen, len(gate_up), down.shape[2], hidden.device)(hidden, chosen, gate_up, down, ops)
+
+
+def _way_of(hidden: torch.Tensor, chosen: torch.Tensor, num_experts: int, inner: int, device: torch.device) -> _Way:
+    """Which of the functions below is the best for tensors of these shapes on `device`."""
+    aligned = hidden.shape[1] % _GROUPED_ALIGNMENT == 0 and inner % _GROUPED_ALIGNMENT == 0
+    if aligned and _has_grouped_products(hidden.dtype, device):
+        return _grouped
+    if device.type == "cpu" or len(hidden) > _DENSE_ROWS:
+        return _one_by_one
+    return _gathered if chosen.numel() * _GATHERED_SHARE < num_experts else _all_of_them
+
+
+def _has_grouped_products(dtype: torch.dtype, device: torch.device) -> bool:
+    if device.type != "cuda" or dtype is not torch.bfloat16:
+        return False
+    return torch.cuda.get_device_capability(device) >= _GROUPED_CAPABILITY
 
 
 def _grouped(
@@ -106,7 +115,7 @@ def _grouped(
 def _one_by_one(
     hidden: torch.Tensor, chosen: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, ops: RowOps
 ) -> torch.Tensor:
-    """Each expert's own tokens through it; the host must know how many they are."""
+    """Each expert's own tokens through it; the host must know how many they are, so no capture can hold this."""
     visits = chosen.shape[1]
     order = chosen.flatten().argsort()
     rows = hidden[order // visits]
