@@ -90,7 +90,6 @@ class Recorder:
             processor.shutdown()
 
     def _tracer(self, sampler: Sampler | None) -> Tracer:
-
         provider = TracerProvider(sampler=sampler, id_generator=self._ids, shutdown_on_exit=False)
         for processor in self._processors:
             provider.add_span_processor(processor)
@@ -116,7 +115,6 @@ class _GivenIds(IdGenerator):
 
 
 def _processor(name: str) -> SpanProcessor:
-
     found = next(iter(entry_points(group="opentelemetry_traces_exporter", name=name)), None)
     if found is None:
         raise ExporterUnusable(f"OTEL_TRACES_EXPORTER: there is no exporter {name!r}: pip install 'coldstream[otel]'")
