@@ -51,12 +51,8 @@ def test_the_devices_peak_is_the_most_that_was_seen():
     assert [each.device for each in told] == uses
 
 
-@pytest.mark.parametrize("prompts", [1, 3])
-def test_a_loop_tells_that_it_works_and_that_it_is_idle_again(prompts):
-    """The first step's load is told at once, and an empty engine before it waits."""
-    server = Server([submit(str(index), max_tokens=3) for index in range(prompts)])
-    blocks = BlockAllocator(16)
-    scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=2, max_num_batched_tokens=16, prefix_caching=True)
+def serve(server: Server, scheduler: Scheduler) -> None:
+    """Run a loop that reports, until the server is gone."""
     loop = Loop(
         receive=server.receive,
         send=server.heard.append,
@@ -68,6 +64,15 @@ def test_a_loop_tells_that_it_works_and_that_it_is_idle_again(prompts):
     )
     with pytest.raises(Server.Gone):
         loop.run()
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_loop_tells_that_it_works_and_that_it_is_idle_again(prompts):
+    """The first step's load is told at once, and an empty engine before it waits."""
+    server = Server([submit(str(index), max_tokens=3) for index in range(prompts)])
+    blocks = BlockAllocator(16)
+    scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=2, max_num_batched_tokens=16, prefix_caching=True)
+    serve(server, scheduler)
     told = [each for each in server.heard if isinstance(each, EngineStats)]
     assert (told[0].running, told[0].waiting) == (min(prompts, 2), max(prompts - 2, 0))
     assert told[0].used_blocks > 0
@@ -80,14 +85,5 @@ def test_a_preemption_is_counted():
     blocks = BlockAllocator(4)
     scheduler = Scheduler(blocks, block_size_tokens=4, max_num_seqs=2, max_num_batched_tokens=16, prefix_caching=False)
     server = Server([submit("a", max_tokens=9), submit("b", max_tokens=9)])
-    loop = Loop(
-        receive=server.receive,
-        send=server.heard.append,
-        scheduler=scheduler,
-        runner=SimpleNamespace(launch=lambda spans: Landed(ones(spans))),
-        max_model_len_tokens=64,
-        vocab_size=100,
-    )
-    with pytest.raises(Server.Gone):
-        loop.run()
+    serve(server, scheduler)
     assert scheduler.stats().preemptions > 0
