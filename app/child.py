@@ -5,6 +5,7 @@ Takes a module to run; knows nothing of what the child does or says.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+_GOODBYE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,16 @@ class Child:
     process: subprocess.Popen[bytes]
     sock: socket.socket
 
-    def kill(self) -> None:
-        """End it now, if it has not ended; it holds nothing that it would have to save."""
+    def end(self) -> None:
+        """Kill it, if it has not ended; it holds nothing that it would have to save."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+
+    def kill(self) -> None:
+        """Kill it and wait until it is gone; one that the kernel does not let go is left to it."""
+        self.end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GOODBYE_S)
 
 
 def spawn(module: str, environ: Mapping[str, str], *arguments: str) -> Child:

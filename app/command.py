@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from app import last_words
 from app.child import Child, spawn
 from app.errors import CommandError
 from app.messages import StartEngine
@@ -44,6 +45,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence
         return cli.run(command)
     except (CommandError, StreamingError) as error:
         sys.stderr.write(f"coldstream: {error}\n")
+        last_words.leave(str(error))
         return error.exit_code
 
 

@@ -52,6 +52,11 @@ class EngineClient:
         for running, _ in self._routes.values():
             running.fail(EngineFailure(reason))
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody waits for tokens."""
+        return bool(self._routes)
+
     def check_room(self, sequences: int, *, param: str | None = None) -> None:
         """Whether a request of so many sequences may begin, before anything is done for it.
 

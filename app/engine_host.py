@@ -7,6 +7,7 @@ again. Knows no loader, no HTTP and no state of the server.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -27,6 +28,7 @@ from app.messages import (
     StepOutput,
     WeightsLanded,
 )
+from app.watchdog import Watchdog
 from streaming.errors import ErrorReport
 from streaming.messages import FellBack, PhaseTimed
 
@@ -55,14 +57,28 @@ class EngineEvents(Protocol):
     def engine_stats(self, stats: EngineStats) -> None:
         """How full the engine is now."""
 
-    def engine_lost(self, reason: str) -> None:
-        """The engine died; another is starting."""
+    def engine_lost(self, what: str) -> None:
+        """The engine died, or was ended because it hung, as `what` says; another follows."""
+
+    def engine_respawned(self) -> None:
+        """Another engine is starting."""
 
     def failed(self, error: ErrorReport) -> None:
         """No engine can serve this model."""
 
     def broken(self, error: Exception) -> None:
         """Something was raised that nobody expects."""
+
+
+@dataclass(frozen=True)
+class EnginePatience:
+    """How long the engine may be silent, in seconds, before it is taken for hung and replaced.
+
+    With landed weights, until it is ready or says how far it is; and while it has sequences.
+    """
+
+    start_s: float
+    step_s: float
 
 
 class EngineHost:
@@ -72,10 +88,23 @@ class EngineHost:
         child: The engine, importing torch.
         respawn: Starts another one.
         events: Told of everything that follows.
+        has_work: Whether sequences wait for its answers.
+        patience: With an engine that owes something.
     """
 
-    def __init__(self, child: Child, respawn: Callable[[], Child], events: EngineEvents):
+    def __init__(
+        self,
+        child: Child,
+        respawn: Callable[[], Child],
+        events: EngineEvents,
+        *,
+        has_work: Callable[[], bool],
+        patience: EnginePatience,
+    ):
         self._events = events
+        self._has_work = has_work
+        self._patience = patience
+        self._is_ready = False
         self._convert: ConvertTokenizer | None = None
         self._describe: DescribeModel | None = None
         self._bind: tuple[BindArena, Sequence[int]] | None = None
@@ -84,11 +113,13 @@ class EngineHost:
             child,
             FromEngine,
             respawn=respawn,
-            on_message=self._receive,
+            on_message=self._hear,
+            on_died=self._died,
             on_replaced=self._repeat,
             on_lost=events.failed,
             on_error=events.broken,
         )
+        self._watchdog = Watchdog(self._patience_s, self._silent)
 
     def convert_tokenizer(self, files: dict[str, bytes]) -> None:
         """Have transformers make a tokenizer.json of `files`."""
@@ -116,9 +147,27 @@ class EngineHost:
 
     def close(self) -> None:
         """End the engine."""
+        self._watchdog.close()
         self._engine.close()
 
-    def _receive(self, message: FromEngine, _fds: list[int]) -> None:
+    def _patience_s(self) -> float | None:
+        if self._is_ready:
+            return self._patience.step_s if self._has_work() else None
+        # Before that it may have to wait for weights, and for a torch on a slow disk.
+        return self._patience.start_s if self._landed is not None else None
+
+    def _silent(self, silence_s: float) -> None:
+        self._engine.kill(f"hung: no step ended for {silence_s:g} s")
+
+    def _died(self, what: str) -> None:
+        self._is_ready = False
+        self._events.engine_lost(what)
+
+    def _hear(self, message: FromEngine, _fds: list[int]) -> None:
+        self._watchdog.heard()
+        self._receive(message)
+
+    def _receive(self, message: FromEngine) -> None:
         match message:
             case PhaseTimed():
                 self._events.phase(message)
@@ -131,6 +180,7 @@ class EngineHost:
                 self._describe = None
                 self._events.model_described(message)
             case EngineReady():
+                self._is_ready = True
                 self._events.engine_ready(message)
             case StepOutput() | RequestFailed():
                 self._events.engine_output(message)
@@ -142,7 +192,7 @@ class EngineHost:
 
     def _repeat(self) -> None:
         """Tell a new engine what the dead one had been told."""
-        self._events.engine_lost("the engine died during this request")
+        self._events.engine_respawned()
         if self._convert is not None:
             self._engine.send(self._convert)
         if self._describe is not None:

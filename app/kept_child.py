@@ -1,11 +1,15 @@
-"""A child process that is replaced when it dies, up to three times, and the channel to whichever lives.
+"""A child process that is replaced when it dies, and the channel to whichever lives.
 
-Takes callbacks, gives messages. Knows nothing of what a new child has to be told: that is `on_replaced`'s.
+It is replaced three times within ten minutes, the first time at once, then after a while. Takes callbacks, gives
+messages. Knows nothing of what a new child has to be told: that is `on_replaced`'s.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +21,12 @@ from streaming.errors import ErrorReport
 
 logger = logging.getLogger(__name__)
 
-_MAX_RESTARTS = 3
+# Before each restart; as many as there are within the window.
+_BACKOFF_S = (0.0, 1.0, 4.0)
+_WINDOW_S = 600.0
+# A killed process gives back tens of gigabytes of GPU memory, and its successor needs them.
+_EXIT_S = 30.0
+_POLL_S = 0.01
 
 
 class KeptChild:
@@ -28,8 +37,9 @@ class KeptChild:
         incoming: The union of message types that it sends.
         respawn: Starts another one.
         on_message: Called with each message and the descriptors that came with it.
-        on_replaced: Called when another process has taken the place of one that died.
-        on_lost: Called with the reason when that has happened too often.
+        on_died: Called at once when it dies before its work is done, with what it did ("died", or the reason of `kill`).
+        on_replaced: Called when another process has taken its place.
+        on_lost: Called with the reason when none will.
         on_error: Called when one of the others raised.
     """
 
@@ -40,6 +50,7 @@ class KeptChild:
         *,
         respawn: Callable[[], Child],
         on_message: OnMessage,
+        on_died: Callable[[str], None],
         on_replaced: Callable[[], None],
         on_lost: Callable[[ErrorReport], None],
         on_error: Callable[[Exception], None],
@@ -48,10 +59,13 @@ class KeptChild:
         self._incoming = incoming
         self._respawn = respawn
         self._on_message = on_message
+        self._on_died = on_died
         self._on_replaced = on_replaced
         self._on_lost = on_lost
         self._on_error = on_error
         self._retired = False
+        self._deaths_s: deque[float] = deque(maxlen=len(_BACKOFF_S) + 1)
+        self._following: asyncio.Task[None] | None = None
         self._watch(child)
 
     def send(self, message: msgspec.Struct, fds: Sequence[int] = ()) -> None:
@@ -62,29 +76,72 @@ class KeptChild:
         """Its work is done: it may end, and is not replaced."""
         self._retired = True
 
+    def kill(self, reason: str) -> None:
+        """End one that hangs, so that another takes its place; `reason` says what it did."""
+        self._reason = reason
+        self._child.end()
+
     def close(self) -> None:
         """End it now."""
         self.retire()
+        if self._following is not None:
+            self._following.cancel()
         self._channel.close()
         self._child.kill()
 
     def _watch(self, child: Child) -> None:
         self._child = child
+        self._reason = "died"
         self._channel = Channel(
-            child, self._incoming, on_message=self._on_message, on_closed=self._replace, on_error=self._on_error
+            child, self._incoming, on_message=self._on_message, on_closed=self._ended, on_error=self._on_error
         )
 
-    def _replace(self) -> None:
-        self._child.kill()
-        if self._retired:
-            return
-        name = self._child.module
-        if self.restarts == _MAX_RESTARTS:
-            self.retire()
-            message = f"{name} died {_MAX_RESTARTS + 1} times: its own messages, if it left any, are above"
-            self._on_lost(ErrorReport("ProcessLost", message, 6))
-            return
+    def _ended(self) -> None:
+        self._child.end()
+        if not self._retired:
+            self._on_died(self._reason)
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Wait for its end, and put another one in its place unless its work was done."""
+        try:
+            is_gone = await self._exited()
+            if self._retired:
+                return
+            delay_s = self._backoff_s()
+            if not is_gone:
+                self._give_up("does not end although it was killed: the driver may be stuck, restart the node")
+            elif delay_s is None:
+                self._give_up(
+                    f"died {len(self._deaths_s)} times within ten minutes: its own messages, if it left any, are above"
+                )
+            else:
+                await self._replace(delay_s)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this task
+            self._on_error(error)
+
+    async def _exited(self) -> bool:
+        deadline_s = time.monotonic() + _EXIT_S
+        # Not every sandbox has pidfds, and a waiting thread would delay our own end.
+        while self._child.process.poll() is None and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        return self._child.process.returncode is not None
+
+    def _backoff_s(self) -> float | None:
+        """Seconds to wait before the next restart; None where there were too many."""
+        now_s = time.monotonic()
+        self._deaths_s.append(now_s)
+        recent = sum(died_s > now_s - _WINDOW_S for died_s in self._deaths_s)
+        return _BACKOFF_S[recent - 1] if recent <= len(_BACKOFF_S) else None
+
+    async def _replace(self, delay_s: float) -> None:
+        status, wait = self._child.process.returncode, f" in {delay_s:g} s" if delay_s else ""
+        logger.warning("%s %s (exit %s): starting another one%s", self._child.module, self._reason, status, wait)
+        await asyncio.sleep(delay_s)
         self.restarts += 1
-        logger.warning("%s died (exit %s): starting another one", name, self._child.process.returncode)
         self._watch(self._respawn())
         self._on_replaced()
+
+    def _give_up(self, what: str) -> None:
+        self.retire()
+        self._on_lost(ErrorReport("ProcessLost", f"{self._child.module} {what}", 6))

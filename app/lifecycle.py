@@ -13,6 +13,7 @@ import math
 
 import msgspec
 
+from app.eta import Eta
 from streaming.clock import boottime_s
 from streaming.progress import Progress
 
@@ -45,7 +46,7 @@ _NEXT = {
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `/health` shows."""
+    """What `/health` shows; `eta_s` is seconds until READY, None where nobody knows or it is not on its way."""
 
     state: State
     bytes_landed: int
@@ -59,6 +60,7 @@ class Lifecycle:
     """The current state, why it is so, and how far the load has come."""
 
     def __init__(self) -> None:
+        self.eta = Eta(boottime_s())
         self.state = State.STARTING
         self.detail = "waiting for the checkpoint's headers"
         self.progress: Progress | None = None
@@ -91,9 +93,15 @@ class Lifecycle:
             bytes_landed=progress.landed_bytes if progress else 0,
             bytes_total=progress.total_bytes if progress else 0,
             throughput_bytes_per_s=round(progress.throughput_bytes_per_s(now_s)) if progress else 0,
-            eta_s=progress.eta_s(now_s) if progress and self.state is State.LOADING else None,
+            eta_s=self._eta_s(now_s),
             detail=self.detail,
         )
+
+    def _eta_s(self, now_s: float) -> float | None:
+        if self.progress is None or self.state not in (State.LOADING, State.WARMING):
+            return None
+        eta_s = self.eta.until_ready_s(self.progress, now_s)
+        return None if eta_s is None else round(eta_s, 3)
 
     def retry_after_s(self) -> int:
         """Whole seconds after which a client should ask again; 1 to 120."""

@@ -15,6 +15,7 @@ import msgspec
 from app.child import Child
 from app.kept_child import KeptChild
 from app.messages import StagedShard
+from app.watchdog import Watchdog
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
@@ -58,6 +59,9 @@ class LoadEvents(Protocol):
     def landed(self, plan: Plan, report: LoadReport) -> None:
         """All of them are."""
 
+    def loader_lost(self, what: str) -> None:
+        """The loader died, or was ended because it hung, as `what` says; another is starting."""
+
     def failed(self, error: ErrorReport) -> None:
         """The load cannot be completed."""
 
@@ -73,11 +77,24 @@ class Loading:
         request: What it was asked for.
         respawn: Starts another loader.
         events: Told of everything that follows.
+        stall_timeout_s: After so many seconds without progress another loader goes on, with new connections; if that
+            one stalls, too, the load has failed.
     """
 
-    def __init__(self, child: Child, request: LoadRequest, respawn: Callable[[], Child], events: LoadEvents):
+    def __init__(
+        self,
+        child: Child,
+        request: LoadRequest,
+        respawn: Callable[[], Child],
+        events: LoadEvents,
+        *,
+        stall_timeout_s: float,
+    ):
         self._request = request
         self._events = events
+        self._awaits_layout = False
+        self._is_over = False
+        self._stalls = 0
         self._plan: Plan | None = None
         self._arena: tuple[list[int], ArenaMemory] | None = None
         self._left: dict[int, int] = {}
@@ -88,14 +105,19 @@ class Loading:
             child,
             FromLoader,
             respawn=respawn,
-            on_message=self._receive,
+            on_message=self._hear,
+            on_died=events.loader_lost,
             on_replaced=self._resume,
             on_lost=events.failed,
             on_error=events.broken,
         )
+        self._watchdog = Watchdog(
+            lambda: None if self._awaits_layout or self._is_over else stall_timeout_s, self._stalled
+        )
 
     def lay_out(self, layout: Layout) -> None:
         """Answer `described`."""
+        self._awaits_layout = False
         for tensor in layout.tensors:
             self._tensors.setdefault(self._shard_of[tensor.source_name], {})[tensor.stored_name] = tensor.source_name
         self._loader.send(layout)
@@ -107,7 +129,12 @@ class Loading:
 
     def close(self) -> None:
         """End the loader, if it still runs."""
+        self._watchdog.close()
         self._loader.close()
+
+    def _hear(self, message: FromLoader, fds: list[int]) -> None:
+        self._watchdog.heard()
+        self._receive(message, fds)
 
     def _receive(self, message: FromLoader, fds: list[int]) -> None:
         match message:
@@ -116,6 +143,7 @@ class Loading:
             case Described(entries=entries):
                 self._shard_of = {entry.name: entry.shard for entry in entries}
                 self._tensors = {}
+                self._awaits_layout = True
                 self._events.described(message)
             case Planned(plan=plan, memory=memory):
                 self._plan, self._arena = plan, (fds, memory)
@@ -131,18 +159,42 @@ class Loading:
                 self._advance(chunk.chunk_id for chunk in self._plan.chunks if chunk.shard == shard)
             case Landed(report=report):
                 assert self._plan is not None  # it was planned before it landed
-                self._loader.retire()
+                self._retire()
                 self._events.landed(self._plan, report)
             case LoadFailed(error=error):
-                self._loader.retire()
+                self._retire()
                 self._events.failed(error)
 
+    def _retire(self) -> None:
+        self._is_over = True
+        self._loader.retire()
+
+    def _stalled(self, silence_s: float) -> None:
+        """A connection may be dead without a word: the rest is fetched over new ones, once."""
+        self._stalls += 1
+        if self._stalls == 1:
+            self._loader.kill(f"stalled: nothing landed for {silence_s:g} s")
+            return
+        self._retire()
+        left_bytes = sum(self._left.values())
+        self._events.failed(
+            ErrorReport(
+                "SourceStalled",
+                f"{self._request.uri.partition('?')[0]}: nothing landed for {silence_s:g} s, also over new connections; "
+                f"{f'{left_bytes} bytes are left' if self._plan else 'not even the headers were read'}: "
+                "check the network, or raise --stall-timeout",
+                3,
+            )
+        )
+
     def _advance(self, chunk_ids: Iterable[int]) -> None:
+        self._stalls = 0
         self._events.progressed(sum(self._left.pop(chunk_id) for chunk_id in chunk_ids))
 
     def _resume(self) -> None:
         """Have a new loader fetch what the dead one had not landed, to the same place."""
         logger.warning("restarting the load for the %d chunks that have not landed", len(self._left))
+        self._awaits_layout = False
         request, fds = self._request, list[int]()
         if self._plan is not None and self._arena is not None:
             fds, memory = self._arena

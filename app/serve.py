@@ -1,49 +1,42 @@
-"""The server process once its children run: event loop, signals, HTTP, and the way out.
+"""The server process once its children run: event loop, signals, and the way out.
 
 Takes a listening socket and two running children; gives the exit code. Knows no message and no tensor:
-`app.supervisor` drives the startup, `app.api` answers requests.
+`app.supervisor` drives the startup, `app.http_server` answers requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import importlib.util
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from app.api.front import Application, Front, Render
-from app.child import Child, spawn
+from app import last_words
+from app.api.front import Front
+from app.child import Child
 from app.engine_client import EngineClient
+from app.engine_host import EnginePatience
+from app.http_server import HttpServer
 from app.lifecycle import Lifecycle, State
 from app.service import Patience, Service
 from app.settings import Settings
-from app.supervisor import Supervisor
+from app.supervisor import Supervisor, Timeouts
 from app.telemetry import logs
 from app.telemetry.ledger import Ledger
 from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.messages import LoadRequest, PhaseTimed
 
-if TYPE_CHECKING:
-    import uvicorn
-
-    from app.telemetry.tracing import Tracing
-
 logger = logging.getLogger(__name__)
 
 _GIL_SWITCH_S = 0.0005
-# A request that waits for a ready server has the processor to itself for so long, before an exporter starts.
-_FIRST_ANSWER_S = 0.3
-_EXPORTER = "app.telemetry.exporter"
-# After the drain every request has its answer; this is for writing it.
-_LAST_WORDS_S = 2
+# A processor may need minutes for thousands of tokens of a large model.
+_GPU_STEP_S, _CPU_STEP_S = 60.0, 600.0
 
 
 @dataclass(frozen=True)
@@ -73,32 +66,34 @@ def run(start: Start) -> int:
 
 
 async def _serve(start: Start) -> int:
+    settings = start.settings
     service = _service(start)
     stopped = _stop_on_signals()
     supervisor = Supervisor(
-        service, start.request, _wishes(start.settings), start.spawn, loader=start.loader, engine=start.engine
+        service,
+        start.request,
+        _wishes(settings),
+        _timeouts(settings),
+        start.spawn,
+        loader=start.loader,
+        engine=start.engine,
     )
-    tracing: Tracing | None = None
+    http = HttpServer(service, start.sock, settings, start.environ)
+    serving = asyncio.create_task(http.run())
+    reporting = asyncio.create_task(_report_when_ready(service, settings, http))
     try:
-        front = Front(service)
-        server = await asyncio.to_thread(_build_http_server, front)
-        serving = asyncio.create_task(server.serve(sockets=[start.sock]))
-        front.measure_with(await asyncio.to_thread(_build_metrics, service))
-        tracing = await asyncio.to_thread(_build_tracing, service, start.settings, start.environ)
-        reporting = asyncio.create_task(_report_when_ready(service, start.settings, tracing))
-        front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
-        code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
-        await _drain(service, start.settings.server.drain_timeout_s)
-        if start.settings.observability.emit_gpu_memory_watermark:
-            _log_watermark(service)
-        server.should_exit = True
+        ending = await _until_the_end(service, supervisor, stopped, serving, settings.startup.fail_linger_s)
+        if ending.drains:
+            await _drain(service, http.front, settings.server.drain_timeout_s)
+        http.stop()
         await serving
-        reporting.cancel()
-        return code
+        _say_goodbye(service, settings, ending)
+        return ending.exit_code
     finally:
         supervisor.close()
-        if tracing is not None:
-            await asyncio.to_thread(tracing.close)
+        reporting.cancel()
+        if http.tracing.done():
+            await asyncio.to_thread(http.tracing.result().close)
 
 
 def _wishes(settings: Settings) -> Wishes:
@@ -108,6 +103,17 @@ def _wishes(settings: Settings) -> Wishes:
         warmup_prompt=settings.startup.warmup_prompt,
         generation_config=settings.model.generation_config,
         engine=settings.engine_options(),
+    )
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    engine = settings.engine
+    usual_step_s = _GPU_STEP_S if settings.device.kind == "cuda" else _CPU_STEP_S
+    return Timeouts(
+        stall_s=settings.startup.stall_timeout_s,
+        engine=EnginePatience(
+            start_s=settings.startup.engine_start_timeout_s, step_s=engine.step_timeout_s or usual_step_s
+        ),
     )
 
 
@@ -129,7 +135,7 @@ def _service(start: Start) -> Service:
 def _stop_on_signals() -> asyncio.Event:
     """SIGTERM and SIGINT stop the server gently, a second one at once.
 
-    The signals are ours: uvicorn would close the listener on the first one, and exit 143.
+    The signals are ours: a server under way drains first.
     """
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -145,83 +151,19 @@ def _stop_on_signals() -> asyncio.Event:
     return stopped
 
 
-def _build_http_server(front: Front) -> uvicorn.Server:
-    """Import uvicorn, in a thread: the children are talking to the event loop already."""
-    import uvicorn
+@dataclass(frozen=True)
+class _Ending:
+    """How the server ends, and whether requests in flight may finish before it does."""
 
-    class Server(uvicorn.Server):
-        """uvicorn, without its signal handlers."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    config = uvicorn.Config(
-        front,
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        timeout_graceful_shutdown=_LAST_WORDS_S,
-    )
-    config.load()  # else uvicorn does it on the event loop: 0.2 s of imports during which no probe is answered
-    return Server(config)
-
-
-def _build_metrics(service: Service) -> Render:
-    """Import prometheus-client, in a thread: probes are being answered already."""
-    from app.telemetry.metrics import Metrics
-
-    metrics = Metrics(service)
-    service.observers.append(metrics.observe)
-    service.http_observers.append(metrics.observe_http)
-    return metrics.render
-
-
-def _build_tracing(service: Service, settings: Settings, environ: Mapping[str, str]) -> Tracing:
-    """Have requests traced, and the startup once it is over; the exporter is a process that starts only then."""
-    from app.telemetry.export import TraceExport
-    from app.telemetry.trace_options import trace_options
-    from app.telemetry.tracing import Tracing
-
-    options = trace_options(environ, settings.observability.otlp_traces_endpoint)
-    if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
-        logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
-        options = replace(options, exporters=())
-    export = TraceExport(
-        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
-    )
-    tracing = Tracing(options, export, service.ledger)
-    service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
-    if options.is_exported:
-        service.observers.append(tracing.observe)
-        service.http_observers.append(tracing.observe_http)
-    return tracing
-
-
-def _build_api(service: Service, settings: Settings) -> Application:
-    """Import FastAPI and build the application, in a thread: probes are being answered already."""
-    start_s = boottime_s()
-    from app.api.cors import CorsOptions
-    from app.api.server import ApiOptions, create_app
-
-    server = settings.server
-    cors = CorsOptions(
-        server.allowed_origins, server.allowed_methods, server.allowed_headers, credentials=server.allow_credentials
-    )
-    options = ApiOptions(api_keys=server.api_keys, max_body_bytes=server.max_body_bytes, cors=cors)
-    application = create_app(service, options)
-    # What was imported is no garbage, and looking for some in it stops every stream for some 40 ms.
-    gc.freeze()
-    service.ledger.phase("server.import", start_s, boottime_s())
-    return application
+    exit_code: int
+    reason: str
+    drains: bool = False
 
 
 async def _until_the_end(
     service: Service, supervisor: Supervisor, stopped: asyncio.Event, serving: asyncio.Task[None], linger_s: float
-) -> int:
-    """Wait for a signal (exit 0), for a failure (its code, after the linger), or for the HTTP server's end."""
+) -> _Ending:
+    """Wait for a signal, for a failure (and its linger), or for the HTTP server's end, which nobody has asked for."""
     stop = asyncio.create_task(stopped.wait())
     endings: set[asyncio.Future[Any]] = {stop, supervisor.failure, serving}
     await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
@@ -230,29 +172,38 @@ async def _until_the_end(
             await asyncio.wait_for(stop, linger_s)  # the reason stands on /health meanwhile
     stop.cancel()
     if supervisor.failure.done():
-        return supervisor.failure.result().exit_code
+        error = supervisor.failure.result()
+        return _Ending(error.exit_code, f"{error.kind}: {error.message}")
     service.lifecycle.advance(State.DRAINING, "shutting down: requests in flight finish, new ones are refused")
-    return 0 if stopped.is_set() else 6
+    if stopped.is_set():
+        return _Ending(0, "stopped by a signal", drains=True)
+    return _Ending(6, "the HTTP server has ended")
 
 
-async def _drain(service: Service, timeout_s: float) -> None:
-    """Let sequences in flight finish, while probes say 503; what is left after the timeout ends with an error."""
+async def _drain(service: Service, front: Front, timeout_s: float) -> None:
+    """Let requests in flight finish, while probes say 503; what is left after the timeout ends with an error."""
+    start_s = boottime_s()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(service.engine.drained(), timeout_s)
+        await asyncio.wait_for(front.idle(), timeout_s)
+    logger.info("drained in %.1f s, %d requests were cut off", boottime_s() - start_s, front.in_flight)
     service.engine.detach("the server is shutting down")
 
 
-def _log_watermark(service: Service) -> None:
+def _say_goodbye(service: Service, settings: Settings, ending: _Ending) -> None:
+    """The last lines of the log, and the termination message of a server that has failed."""
     device = service.load.stats and service.load.stats.device
-    if device:
+    if device and settings.observability.emit_gpu_memory_watermark:
         logger.info("GPU memory: at most %d of %d bytes were taken", device.peak_bytes, device.total_bytes)
+    if ending.exit_code:
+        last_words.leave(ending.reason, settings.observability.termination_log)
+    logger.info("exit %d: %s", ending.exit_code, ending.reason)
 
 
-async def _report_when_ready(service: Service, settings: Settings, tracing: Tracing) -> None:
+async def _report_when_ready(service: Service, settings: Settings, http: HttpServer) -> None:
     """Trace the startup once the server is ready, and log the ledger, if phase timings are wanted."""
     while service.lifecycle.state is not State.READY:
         await service.lifecycle.changed()
-    tracing.startup_ended()
+    (await http.tracing).startup_ended()
     if settings.observability.emit_phase_timings:
         for line in service.ledger.lines():
             logger.info(line)

@@ -10,30 +10,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.child import Child
-from app.described_model import described_support, description_request
-from app.engine_host import EngineHost
+from app.engine_host import EngineHost, EnginePatience
 from app.lifecycle import State
 from app.loading import Loading
 from app.messages import (
     BindArena,
     DescribedModel,
-    DescribeModel,
     EngineReady,
     EngineStats,
     RequestFailed,
     StepOutput,
     WeightsLanded,
 )
-from app.model_support import NoFamily, SupportedModel, support
+from app.model_choice import ModelChoice
+from app.model_support import SupportedModel
 from app.sampling_defaults import SamplingDefaults
 from app.service import ServedModel, Service
 from app.telemetry import names
+from app.text_reading import TextReading
 from app.wishes import Wishes
 from streaming.clock import boottime_s
-from streaming.errors import ErrorReport, StreamingError, report
+from streaming.errors import ErrorReport
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.options import HOST_STAGING
 from streaming.progress import Progress
@@ -46,6 +47,14 @@ logger = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"
 
 
+@dataclass(frozen=True)
+class Timeouts:
+    """How long, in seconds, the load may land nothing, and how patient the server is with its engine."""
+
+    stall_s: float
+    engine: EnginePatience
+
+
 class Supervisor:
     """One server's startup and its processes.
 
@@ -53,6 +62,7 @@ class Supervisor:
         service: Filled in as things become known; its lifecycle is driven from here.
         request: What the loader has been asked for.
         wishes: Model and engine settings.
+        timeouts: After which a child that hangs is replaced.
         spawn: Starts a child by module name; a patient one waits for all of its imports.
         loader: The loader, which has `request` already.
         engine: The engine, importing torch.
@@ -63,6 +73,7 @@ class Supervisor:
         service: Service,
         request: LoadRequest,
         wishes: Wishes,
+        timeouts: Timeouts,
         spawn: Callable[[str, bool], Child],
         *,
         loader: Child,
@@ -74,54 +85,59 @@ class Supervisor:
         self._request = request
         self._wishes = wishes
         self._model: SupportedModel | None = None
-        self._asked: tuple[Described, DescribeModel] | None = None
         self._files: dict[str, bytes] = {}
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
         self._defaults = SamplingDefaults()
         self._planned_s = 0.0
         self._weights_landed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._text_reading = TextReading(
+            wishes.warmup_prompt, on_read=self._text_read, on_failed=self.failed, on_error=self.broken
+        )
         self.failure: asyncio.Future[ErrorReport] = asyncio.get_running_loop().create_future()
-        self._engine = EngineHost(engine, self._another_engine, self)
-        self._loading = Loading(loader, request, lambda: self._respawn("loader", loader.module), self)
+        self._engine = EngineHost(
+            engine,
+            self._another_engine,
+            self,
+            has_work=lambda: service.engine.has_work,
+            patience=timeouts.engine,
+        )
+        self._choice = ModelChoice(
+            wishes.dtype, ask=self._engine.describe_model, on_chosen=self._lay_out, on_failed=self.failed
+        )
+        self._loading = Loading(
+            loader,
+            request,
+            lambda: self._respawn("loader", loader.module),
+            self,
+            stall_timeout_s=timeouts.stall_s,
+        )
 
     def close(self) -> None:
         """End both processes."""
         self._loading.close()
         self._engine.close()
-        for task in self._tasks:
-            task.cancel()
+        self._text_reading.close()
 
     def phase(self, phase: PhaseTimed) -> None:
         """Enter a phase of another process into the ledger."""
         self._service.ledger.phase(phase.name, phase.start_s, phase.end_s)
+        self._service.lifecycle.eta.engine_phase(phase.name, phase.start_s, phase.end_s)
         if phase.name == "source.headers":
             self._service.ledger.milestone(names.FETCH_START, phase.start_s)
 
     def described(self, described: Described) -> None:
-        """Lay the model out, or refuse it before a weight byte moves; transformers is asked about what is not ours."""
-        try:
-            self._lay_out(described, support(described.files, described.entries, dtype=self._wishes.dtype))
-        except NoFamily as reason:
-            logger.info("not for our own decoder: %s", reason)
-            self._ask_transformers(described)
-        except StreamingError as error:
-            self.failed(report(error))
+        """Lay the model out, or refuse it before a weight byte moves."""
+        self._choice.described(described)
 
     def model_described(self, answer: DescribedModel) -> None:
         """Lay out what transformers' class wants."""
-        assert self._asked is not None  # this is the answer
-        (described, request), self._asked = self._asked, None
-        try:
-            self._lay_out(described, described_support(described.files, described.entries, request, answer))
-        except StreamingError as error:
-            self.failed(report(error))
+        self._choice.answered(answer)
 
     def converted(self, tokenizer_json: bytes) -> None:
         """Go on as if the checkpoint had brought this tokenizer.json."""
         self._files = {**self._files, TOKENIZER: tokenizer_json}
-        self._read_text()
+        self._text_reading.start(self._files)
 
     def planned(self, planned: Planned, fds: list[int]) -> None:
         """Give the engine its addresses while their bytes are on the way."""
@@ -171,6 +187,7 @@ class Supervisor:
             plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
         )
         self._weights_landed = True
+        self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
 
@@ -204,12 +221,27 @@ class Supervisor:
         """Remember how full the engine is."""
         self._service.load.update(stats)
 
-    def engine_lost(self, reason: str) -> None:
+    def loader_lost(self, what: str) -> None:
+        """Say on /health that the load goes on with another loader."""
+        self._say(f"the loader {what}; another one fetches the rest")
+
+    def engine_lost(self, what: str) -> None:
         """End the requests it had; go back to warming if it had been serving."""
         self._service.load.lost()
-        self._service.engine.detach(reason)
+        self._service.engine.detach(f"the engine {what}")
         if self._service.lifecycle.state is State.READY:
-            self._service.lifecycle.advance(State.WARMING, "the engine died; another one binds to the same weights")
+            self._service.lifecycle.advance(State.WARMING, "")
+        self._say(f"the engine {what}; another one binds to the same weights")
+
+    def engine_respawned(self) -> None:
+        """Reckon with another start."""
+        self._service.lifecycle.eta.engine_started(boottime_s())
+
+    def _say(self, detail: str) -> None:
+        """Show a loss on /health, unless the server is on its way out."""
+        lifecycle = self._service.lifecycle
+        if lifecycle.state in (State.STARTING, State.LOADING, State.WARMING):
+            lifecycle.advance(lifecycle.state, detail)
 
     def failed(self, error: ErrorReport) -> None:
         """The server cannot become ready (again): say why, once, and end what still runs for it."""
@@ -234,17 +266,6 @@ class Supervisor:
         self._service.ledger.restarts[name] += 1
         return self._spawn(module, patient)
 
-    def _ask_transformers(self, described: Described) -> None:
-        try:
-            request = description_request(described.files, described.entries, dtype=self._wishes.dtype)
-        except StreamingError as error:
-            self.failed(report(error))
-            return
-        is_waiting = self._asked is not None  # a loader that is followed by another describes the same again
-        self._asked = described, request
-        if not is_waiting:
-            self._engine.describe_model(request)
-
     def _lay_out(self, described: Described, model: SupportedModel) -> None:
         """Tell the loader what to land, and read the tokenizer meanwhile.
 
@@ -257,29 +278,14 @@ class Supervisor:
         self._model, self._files = model, described.files
         self._loading.lay_out(model.layout(described.origin, self._wishes.least_cache_bytes(model)))
         if TOKENIZER in self._files:
-            self._read_text()
+            self._text_reading.start(self._files)
         else:
             logger.warning(
                 "there is no %s: the engine converts the tokenizer with transformers, which is slow", TOKENIZER
             )
             self._engine.convert_tokenizer(self._files)
 
-    def _read_text(self) -> None:
-        task = asyncio.create_task(self._build_text())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _build_text(self) -> None:
-        """Read the tokenizer in a thread: a large one takes a second."""
-        start_s = boottime_s()
-        try:
-            text, token_ids = await asyncio.to_thread(_read_text, self._files, self._wishes.warmup_prompt)
-        except StreamingError as error:
-            self.failed(report(error))
-            return
-        except Exception as error:  # noqa: BLE001 - nobody awaits this task
-            self.broken(error)
-            return
+    def _text_read(self, text: TextModel, token_ids: tuple[int, ...], start_s: float) -> None:
         self._service.ledger.phase("server.tokenizer", start_s, boottime_s())
         assert self._model is not None  # it was described before its files were read
         self._text = text
@@ -301,11 +307,3 @@ def _warn_of_unpinned(versions: Sequence[BlobVersion]) -> None:
         logger.warning(
             "the source gives no strong ETag (%s): size, ETag and date of every answer are compared", unpinned[0]
         )
-
-
-def _read_text(files: dict[str, bytes], warmup_prompt: str) -> tuple[TextModel, tuple[int, ...]]:
-    """The text model and the warm-up prompt's tokens. Its imports wait until the children are at work."""
-    from app.text.text_model import TextModel
-
-    text = TextModel.from_files(files)
-    return text, text.encode(warmup_prompt, True)

@@ -30,6 +30,13 @@ class Front:
         loop = asyncio.get_running_loop()
         self._metrics: asyncio.Future[Render] = loop.create_future()
         self._application: asyncio.Future[Application] = loop.create_future()
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Return once the API answers nobody."""
+        await self._idle.wait()
 
     def measure_with(self, render: Render) -> None:
         """From now on /metrics answers."""
@@ -51,7 +58,14 @@ class Front:
                 await _send_answer(_metrics(render, scope), send)
                 return
         application = await asyncio.shield(self._application)
-        await application(scope, receive, send)
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            await application(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
 
 
 def _metrics(render: Render, scope: Scope) -> Answer:

@@ -105,6 +105,22 @@ class StartupSettings(Section, frozen=True, kw_only=True):
             status="not yet active: it will compare every shard with the checksums that push writes",
         ),
     ] = False
+    stall_timeout_s: Annotated[
+        float,
+        Setting(
+            number(1),
+            "After how long without a landed byte the load goes on over new connections; if that does not help, it fails.",
+            unit="s",
+        ),
+    ] = 120.0
+    engine_start_timeout_s: Annotated[
+        float,
+        Setting(
+            number(1),
+            "How long the engine may be silent between landed weights and ready; then another one is started.",
+            unit="s",
+        ),
+    ] = 600.0
     fail_linger_s: Annotated[
         float, Setting(number(0), "How long /health shows a failure before the server exits.", unit="s")
     ] = 0.0

@@ -5,6 +5,7 @@ Knows no model and no source.
 
 from typing import Annotated
 
+from app.last_words import TERMINATION_LOG
 from app.messages import EngineOptions
 from app.settings.kinds import (
     BOOL,
@@ -64,6 +65,15 @@ class EngineSettings(Section, frozen=True, kw_only=True):
         float,
         Setting(number(0.01, 1), "Share of the GPU's memory that weights and KV cache may fill together."),
     ] = _ENGINE.gpu_memory_utilization
+    step_timeout_s: Annotated[
+        float | None,
+        Setting(
+            number(1),
+            "How long a step may take; then the engine is taken for hung, and another one is started.",
+            unit="s",
+            unset="60 on a GPU, 600 on a CPU",
+        ),
+    ] = None
     tensor_parallel_size: Annotated[
         int, Setting(integer(1), "Over how many GPUs the model is split; only 1 for now.")
     ] = 1
@@ -135,6 +145,10 @@ class ObservabilitySettings(Section, frozen=True, kw_only=True):
             "One JSON object per line, or text for people; auto is text on a terminal and JSON elsewhere.",
         ),
     ] = "auto"
+    termination_log: Annotated[
+        str,
+        Setting(TEXT, "Where the reason of a failed end is written too, if that file exists (Kubernetes reads it)."),
+    ] = TERMINATION_LOG
     otlp_traces_endpoint: Annotated[
         str,
         Setting(

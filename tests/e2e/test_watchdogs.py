@@ -1,0 +1,137 @@
+"""Who hangs is replaced, and who cannot be saved says why: probes, log, exit code, termination message."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from tests.coldstream import serving, wait_for
+from tools.blob_server import BlobServer
+
+PROMPT = "The capital of France is"
+
+
+class Valve:
+    """A source that stops answering ranged reads of weights while it is shut; `passes` are let through first."""
+
+    def __init__(self, passes: int = 0):
+        self.passes = passes
+        self.opened = threading.Event()
+        self._lock = threading.Lock()
+
+    def __call__(self, request):
+        """Hold the request, as a dead connection would."""
+        if not request.path.endswith(".safetensors") or request.start == 0:
+            return
+        with self._lock:
+            self.passes -= 1
+            waits = self.passes < 0
+        if waits:
+            self.opened.wait(60)
+
+
+@pytest.fixture
+def termination_log(tmp_path):
+    """What a kubelet would have put there."""
+    path = tmp_path / "termination-log"
+    path.touch()
+    return path
+
+
+def exit_code(pid: int) -> int:
+    """Of a server that ends by itself."""
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def stop(process) -> None:
+    """Freeze it: to everybody else it hangs."""
+    os.kill(process.pid, signal.SIGSTOP)
+
+
+def test_an_engine_that_hangs_in_a_step_is_replaced(demo_model_dir, tmp_path):
+    """Its stream ends with an error, /health says so meanwhile, and the next request is answered as before."""
+    flags = ("--step-timeout", "3")
+    with serving(str(demo_model_dir), *flags, log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        before = server.complete(PROMPT, max_tokens=4)["choices"]
+        body = {"model": "m", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            stop(server.child("app.engine"))
+            rest = [line for line in lines if line]
+        assert "the engine hung: no step ended for 3 s" in rest[-1]
+        assert "data: [DONE]" not in rest
+        status, health = server.health()
+        assert (status, health["state"]) == (503, "warming")
+        assert "another one binds to the same weights" in health["detail"]
+        assert server.client.get("/livez").status_code == 200
+        server.wait_ready()
+        assert server.complete(PROMPT, max_tokens=4)["choices"] == before
+
+
+def test_an_idle_engine_may_be_silent(demo_model_dir, tmp_path):
+    """Nothing is owed, so nothing is missed, however short the timeout."""
+    with serving(str(demo_model_dir), "--step-timeout", "1", log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        with pytest.raises(AssertionError, match="in time"):
+            wait_for(lambda: "hung" in server.log(), timeout_s=3)
+
+
+def test_an_engine_that_never_becomes_ready_is_replaced(demo_model_dir, tmp_path):
+    """Weights that have landed in vain are an outage that somebody must notice."""
+    flags = ("--engine-start-timeout", "2")
+    with serving(str(demo_model_dir), *flags, log_path=tmp_path / "log") as server:
+        stop(server.child("app.engine"))
+        wait_for(lambda: "app.engine hung" in server.log())
+        # Where two seconds do not suffice for an import of torch, another one would be replaced as well.
+        wait_for(lambda: "starting another one" in server.log())
+
+
+def test_a_load_that_stalls_goes_on_over_new_connections(demo_model_dir, tmp_path):
+    """Another loader fetches what has not landed; the server becomes ready with the right weights."""
+    valve = Valve(passes=4)
+    flags = ("--stall-timeout", "2", "--chunk-mib", "8")
+    with (
+        BlobServer(demo_model_dir, hook=valve) as source,
+        serving(source.url, *flags, log_path=tmp_path / "log") as server,
+    ):
+        wait_for(lambda: "streaming stalled: nothing landed for 2 s" in server.log())
+        valve.opened.set()
+        server.wait_ready()
+        assert "Paris" in server.complete(PROMPT, max_tokens=5)["choices"][0]["text"]
+
+
+def test_a_load_that_stalls_again_has_failed(demo_model_dir, tmp_path, termination_log):
+    """Exit 3, with what to do in the log, on /health while it lingers, and as the container's termination message."""
+    valve = Valve()
+    flags = ("--stall-timeout", "1", "--fail-linger", "2", "--termination-log", str(termination_log))
+    with (
+        BlobServer(demo_model_dir, hook=valve) as source,
+        serving(source.url, *flags, log_path=tmp_path / "log") as server,
+    ):
+        wait_for(lambda: server.log() and "SourceStalled" in server.log())
+        status, health = server.health()
+        assert (status, health["state"]) == (503, "failed")
+        assert server.client.get("/livez").status_code == 503
+        assert exit_code(server.pid) == 3
+        valve.opened.set()
+        reason = termination_log.read_text()
+    assert "nothing landed for 1 s, also over new connections" in reason
+    assert health["detail"] in reason
+    assert f"exit 3: {reason}" in server.log().splitlines()[-1]
+
+
+def test_an_engine_that_dies_again_and_again_is_given_up(demo_model_dir, tmp_path, termination_log):
+    """Three restarts, ever later; then exit 6 and the reason."""
+    flags = ("--termination-log", str(termination_log))
+    with serving(str(demo_model_dir), *flags, log_path=tmp_path / "log") as server:
+        for deaths in range(1, 5):
+            server.child("app.engine").kill()
+            wait_for(lambda n=deaths: n == 4 or server.log().count("app.engine died") == n)
+        assert exit_code(server.pid) == 6
+    assert "app.engine died 4 times within ten minutes" in termination_log.read_text()
