@@ -25,6 +25,7 @@ from app.http_server import HttpServer
 from app.lifecycle import Lifecycle, State
 from app.service import Patience, Service
 from app.settings import Settings
+from app.settings.serving import ServerSettings
 from app.supervisor import Supervisor, Timeouts
 from app.telemetry import logs
 from app.telemetry.ledger import Ledger
@@ -127,8 +128,17 @@ def _service(start: Start) -> Service:
         lifecycle=Lifecycle(),
         ledger=ledger,
         engine=EngineClient(max_sequences=settings.server.max_waiting_requests),
-        patience=Patience(settings.server.request_deadline_s, settings.server.stream_keep_alive_s or None),
+        patience=_patience(settings.server),
         report_first_token=settings.observability.emit_first_token_latency,
+    )
+
+
+def _patience(server: ServerSettings) -> Patience:
+    return Patience(
+        deadline_s=server.request_deadline_s,
+        keep_alive_s=server.stream_keep_alive_s or None,
+        until_ready_s=server.while_loading_timeout_s if server.while_loading == "wait" else 0.0,
+        max_held_requests=server.max_held_requests,
     )
 
 

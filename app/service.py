@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from app.engine_client import EngineClient
-from app.errors import NotReady
 from app.lifecycle import Lifecycle, State
 from app.sampling_defaults import SamplingDefaults
 from app.telemetry.engine_load import EngineLoad
@@ -20,6 +19,7 @@ from app.telemetry.ledger import Ledger
 from app.telemetry.names import FIRST_TOKEN
 from app.telemetry.requests import Observer, Watch, WatchedRequest
 from app.telemetry.spans import RequestTrace
+from app.waiting_room import WaitingRoom, not_ready
 from streaming.clock import boottime_s
 
 if TYPE_CHECKING:
@@ -43,13 +43,19 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a request may take from its submission on, and after how much silence a stream gets a comment.
+    """With requests that take long.
 
-    None is for ever and never.
+    Args:
+        deadline_s: How long one may take from its submission on; None is for ever.
+        keep_alive_s: After how much silence a stream gets a comment; None is never.
+        until_ready_s: How long one waits for a server that is not ready, unless it says so itself; 0 is not at all.
+        max_held_requests: How many may do so at once.
     """
 
     deadline_s: float | None = None
     keep_alive_s: float | None = None
+    until_ready_s: float = 0.0
+    max_held_requests: int = 64
 
 
 class Service:
@@ -76,6 +82,7 @@ class Service:
         self.ledger = ledger
         self.engine = engine
         self.patience = patience or Patience()
+        self.waiting_room = WaitingRoom(lifecycle, max_requests=self.patience.max_held_requests)
         self.load = EngineLoad()
         self.observers: list[Observer] = []
         self.http_observers: list[HttpObserver] = []
@@ -96,6 +103,20 @@ class Service:
             logger.info("first token %.3f s after exec", now_s - self.ledger.exec_s)
         return is_first
 
+    @property
+    def is_going_away(self) -> bool:
+        """Whether it drains or has failed: no connection is worth keeping then."""
+        return self.lifecycle.state in (State.DRAINING, State.FAILED)
+
+    async def model_within(self, wait_s: float | None) -> ServedModel:
+        """The model, once it is ready; None waits for as long as `patience` says.
+
+        Raises:
+            NotReady: As `WaitingRoom.until_ready`.
+        """
+        await self.waiting_room.until_ready(self.patience.until_ready_s if wait_s is None else wait_s)
+        return self.ready_model()
+
     def ready_model(self) -> ServedModel:
         """The model, if a request may use it now.
 
@@ -103,8 +124,5 @@ class Service:
             NotReady: It is loading, warming, draining or failed.
         """
         if self.lifecycle.state is not State.READY or self.model is None:
-            raise NotReady(
-                f"the model is not ready: {self.lifecycle.state.value}: {self.lifecycle.detail}",
-                retry_after_s=self.lifecycle.retry_after_s(),
-            )
+            raise not_ready(self.lifecycle)
         return self.model

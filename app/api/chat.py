@@ -6,6 +6,7 @@ Takes messages, gives text. Knows the chat template only as something that makes
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,9 @@ from app.api.chat_schemas import ChatCompletionRequest, ChatPrompt, Message
 from app.api.delivery import deliver
 from app.api.generation import Delta, Generation
 from app.api.logprobs import chat_logprobs, prompt_logprobs
-from app.api.models import served_model, system_fingerprint
+from app.api.models import check_name, system_fingerprint
 from app.api.sampling import Scores, plan_generation
+from app.api.wait_header import WaitHeader
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
 from app.telemetry.requests import CHAT
@@ -124,25 +126,28 @@ def chat_routes(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions", response_model=None)
-    async def create_chat_completion(body: ChatCompletionRequest, http: Request) -> Response:
+    async def create_chat_completion(body: ChatCompletionRequest, http: Request, wait_s: WaitHeader = None) -> Response:
         """Answer the chat, `n` times."""
-        model = served_model(service, body.model)
+        check_name(service, body.model)
         service.engine.check_room(body.n or 1, param="n")
         if body.top_logprobs and not body.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs=true", param="top_logprobs")
-        generation = await asyncio.to_thread(_plan, body, model)
-        form = ChatFormat(
-            id=f"chatcmpl-{body.request_id or uuid.uuid4().hex}",
-            created_s=int(time.time()),
-            model=service.model_names[0],
-            system_fingerprint=system_fingerprint(service.model_names[0], model.dtype),
-            request=body,
-            prompt_token_ids=generation.prompts[0].token_ids,
-            names=model.text.names,
-        )
-        return await deliver(service, model, http, body, generation, form)
+        return await deliver(service, http, body, wait_s, functools.partial(_begin, service.model_names[0], body))
 
     return routes
+
+
+async def _begin(name: str, body: ChatCompletionRequest, model: ServedModel) -> tuple[Generation, ChatFormat]:
+    generation = await asyncio.to_thread(_plan, body, model)
+    return generation, ChatFormat(
+        id=f"chatcmpl-{body.request_id or uuid.uuid4().hex}",
+        created_s=int(time.time()),
+        model=name,
+        system_fingerprint=system_fingerprint(name, model.dtype),
+        request=body,
+        prompt_token_ids=generation.prompts[0].token_ids,
+        names=model.text.names,
+    )
 
 
 def chat_prompt(body: ChatPrompt, messages: Sequence[Message], model: ServedModel) -> str:

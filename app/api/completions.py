@@ -6,6 +6,7 @@ Takes text or token ids, gives text. Knows no chat.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,10 @@ from app.api.delivery import deliver
 from app.api.fields import Prompt as SentPrompt
 from app.api.generation import Delta, Generation, Prompt
 from app.api.logprobs import completion_logprobs, prompt_logprobs
-from app.api.models import served_model, system_fingerprint
+from app.api.models import check_name, system_fingerprint
 from app.api.sampling import Scores, plan_generation
 from app.api.schemas import CompletionRequest
+from app.api.wait_header import WaitHeader
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
 from app.telemetry.requests import COMPLETION
@@ -98,24 +100,27 @@ def completion_routes(service: Service) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/completions", response_model=None)
-    async def create_completion(body: CompletionRequest, http: Request) -> Response:
+    async def create_completion(body: CompletionRequest, http: Request, wait_s: WaitHeader = None) -> Response:
         """Continue every prompt, `n` times each."""
-        model = served_model(service, body.model)
+        check_name(service, body.model)
         _check(body)
         service.engine.check_room(len(body.prompt) * (body.n or 1), param="prompt")
-        generation = _plan(body, model) if _is_quick(body) else await asyncio.to_thread(_plan, body, model)
-        form = CompletionFormat(
-            id=f"cmpl-{body.request_id or uuid.uuid4().hex}",
-            created_s=int(time.time()),
-            model=service.model_names[0],
-            system_fingerprint=system_fingerprint(service.model_names[0], model.dtype),
-            request=body,
-            generation=generation,
-            names=model.text.names,
-        )
-        return await deliver(service, model, http, body, generation, form)
+        return await deliver(service, http, body, wait_s, functools.partial(_begin, service.model_names[0], body))
 
     return routes
+
+
+async def _begin(name: str, body: CompletionRequest, model: ServedModel) -> tuple[Generation, CompletionFormat]:
+    generation = _plan(body, model) if _is_quick(body) else await asyncio.to_thread(_plan, body, model)
+    return generation, CompletionFormat(
+        id=f"cmpl-{body.request_id or uuid.uuid4().hex}",
+        created_s=int(time.time()),
+        model=name,
+        system_fingerprint=system_fingerprint(name, model.dtype),
+        request=body,
+        generation=generation,
+        names=model.text.names,
+    )
 
 
 def _check(body: CompletionRequest) -> None:

@@ -1,14 +1,16 @@
 """A generation as one JSON answer, or as a stream of chunks.
 
-Takes text deltas and a format (what an endpoint's objects look like), gives the response. Knows no
-endpoint.
+Takes what makes a generation and a format (what an endpoint's objects look like) of the model, gives the response. Knows
+no endpoint.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -22,9 +24,11 @@ from app.api.generation import Delta, Generation, generate
 from app.api.schemas import GenerationRequest, StreamOptions
 from app.api.sse import open_event_stream, unless_disconnected
 from app.errors import InvalidRequest
+from app.lifecycle import State
 from app.service import ServedModel, Service
 from app.telemetry import names
 from app.telemetry.requests import WatchedRequest
+from streaming.clock import boottime_s
 
 _encode = msgspec.json.Encoder().encode
 
@@ -44,30 +48,57 @@ class Format(Protocol):
         """The answer that is not streamed: every choice with its whole text."""
 
 
+Begin = Callable[[ServedModel], Awaitable[tuple[Generation, Format]]]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A generation whose sequences are submitted when its first deltas are asked for."""
+
+    generation: Generation
+    form: Format
+    batches: AsyncGenerator[list[Delta], None]
+
+
 async def deliver(
-    service: Service, model: ServedModel, http: Request, body: GenerationRequest, generation: Generation, form: Format
+    service: Service, http: Request, body: GenerationRequest, wait_s: float | None, begin: Begin
 ) -> Response:
-    """Generate, and answer as the request asks.
+    """Await the model, plan the generation with it (`begin`), generate, and answer as the request asks.
+
+    `wait_s` is how long to wait for a server that is not ready, as `Service.model_within` takes it; a stream is kept alive
+    meanwhile.
 
     Raises:
         InvalidRequest: Stream options without a stream, or a stream with what only a whole answer has.
-        ServiceError: The engine refused or failed before there was anything to send.
+        ServiceError: The server is not ready, or `begin` or the engine refused or failed before there was anything to
+            send.
         ClientDisconnect: The client went away; its sequences are aborted.
     """
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
-    watch = service.watch(_watched(service, http, body, generation, form))
-    batches = generate(service, model, generation, watch)
+    beginning = functools.partial(_begun, service, http, body, wait_s, begin)
+    if body.stream:
+        chunks = _chunks(beginning, body.stream_options or StreamOptions())
+        return await open_event_stream(http.receive, chunks, service.patience.keep_alive_s)
+    answer = await unless_disconnected(http.receive, _whole(beginning))
+    return Response(answer, media_type="application/json")
+
+
+async def _begun(
+    service: Service, http: Request, body: GenerationRequest, wait_s: float | None, begin: Begin
+) -> _Begun:
+    was_ready = service.lifecycle.state is State.READY
+    model = await service.model_within(wait_s)
+    ready_s = None if was_ready else boottime_s()
+    generation, form = await begin(model)
+    watched = _watched(service, http, body, generation, form)
+    watched.ready_s = ready_s
+    batches = generate(service, model, generation, service.watch(watched))
     if service.patience.deadline_s is not None:
         batches = until_deadline(batches, service.patience.deadline_s)
-    if body.stream:
-        options = body.stream_options or StreamOptions()
-        chunks = _chunks(batches, form, generation, options)
-        return await open_event_stream(http.receive, chunks, service.patience.keep_alive_s)
-    answer = await unless_disconnected(http.receive, _whole(batches, form, generation))
-    return Response(answer, media_type="application/json")
+    return _Begun(generation, form, batches)
 
 
 def _watched(
@@ -95,11 +126,12 @@ def _watched(
 
 
 async def _chunks(
-    batches: AsyncGenerator[list[Delta], None], form: Format, generation: Generation, options: StreamOptions
+    beginning: Callable[[], Awaitable[_Begun]], options: StreamOptions
 ) -> AsyncGenerator[list[bytes], None]:
     """The stream's chunks as JSON, all at once that there are; nothing about usage unless it is asked for."""
-    count = _TokenCount(generation)
-    async with aclosing(batches):
+    begun = await beginning()
+    form, count = begun.form, _TokenCount(begun.generation)
+    async with aclosing(begun.batches) as batches:
         async for deltas in batches:
             chunks = []
             for delta in deltas:
@@ -112,11 +144,12 @@ async def _chunks(
         yield [_encode(form.chunk((), count.usage()))]
 
 
-async def _whole(batches: AsyncGenerator[list[Delta], None], form: Format, generation: Generation) -> bytes:
+async def _whole(beginning: Callable[[], Awaitable[_Begun]]) -> bytes:
     """The whole answer as JSON."""
-    parts: list[list[Delta]] = [[] for _ in generation.prompts]
-    count = _TokenCount(generation)
-    async with aclosing(batches):
+    begun = await beginning()
+    form, count = begun.form, _TokenCount(begun.generation)
+    parts: list[list[Delta]] = [[] for _ in begun.generation.prompts]
+    async with aclosing(begun.batches) as batches:
         async for deltas in batches:
             for delta in deltas:
                 count.add(delta)

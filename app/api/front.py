@@ -10,7 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import msgspec
+
 from app.api.probes import METRICS, PROBES, Answer
+from app.errors import NotReady
 from app.service import Service
 
 # As in the ASGI specification; importing starlette for the names would cost what this module saves.
@@ -20,16 +23,22 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 # What the header Accept says, to a body and its content type.
 Render = Callable[[str], tuple[bytes, str]]
+# Of each request that comes before the API the HTTP server reads 64 KiB ahead: 16 MiB in all.
+_MOST_EARLY = 256
 
 
 class Front:
-    """Answers GET and HEAD of the probes; scrapes wait for `measure_with`, other requests for `serve_with`."""
+    """Answers GET and HEAD of the probes; scrapes wait for `measure_with`, so many other requests for `serve_with`.
+
+    `in_flight` is how many requests the API is answering.
+    """
 
     def __init__(self, service: Service):
         self._service = service
         loop = asyncio.get_running_loop()
         self._metrics: asyncio.Future[Render] = loop.create_future()
         self._application: asyncio.Future[Application] = loop.create_future()
+        self._early = 0
         self.in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -51,13 +60,27 @@ class Front:
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
             probe = PROBES.get(scope["path"])
             if probe is not None:
-                await _send_answer(probe(self._service), send)
+                await self._send_answer(probe(self._service), send)
                 return
             if scope["path"] == METRICS:
                 render = await asyncio.shield(self._metrics)
-                await _send_answer(_metrics(render, scope), send)
+                await self._send_answer(_metrics(render, scope), send)
                 return
-        application = await asyncio.shield(self._application)
+        if not self._application.done():
+            if self._early >= _MOST_EARLY:
+                await self._send_answer(_too_early(), send)
+                return
+            await self._import_ended()
+        await self._serve(self._application.result(), scope, receive, send)
+
+    async def _import_ended(self) -> None:
+        self._early += 1
+        try:
+            await asyncio.shield(self._application)
+        finally:
+            self._early -= 1
+
+    async def _serve(self, application: Application, scope: Scope, receive: Receive, send: Send) -> None:
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -67,6 +90,17 @@ class Front:
             if not self.in_flight:
                 self._idle.set()
 
+    async def _send_answer(self, answer: Answer, send: Send) -> None:
+        headers = [
+            (b"content-type", answer.content_type),
+            (b"content-length", b"%d" % len(answer.body)),
+            *answer.headers,
+        ]
+        if self._service.is_going_away:  # the connection ends with the server: better before a probe than in one
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
 
 def _metrics(render: Render, scope: Scope) -> Answer:
     accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
@@ -74,11 +108,7 @@ def _metrics(render: Render, scope: Scope) -> Answer:
     return Answer(200, body, content_type=content_type.encode())
 
 
-async def _send_answer(answer: Answer, send: Send) -> None:
-    headers = [
-        (b"content-type", answer.content_type),
-        (b"content-length", b"%d" % len(answer.body)),
-        *answer.headers,
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+def _too_early() -> Answer:
+    message = "the server is starting, and too many requests wait for it: try again"
+    error = {"message": message, "type": NotReady.type, "param": None, "code": NotReady.code}
+    return Answer(NotReady.status, msgspec.json.encode({"error": error}), ((b"retry-after", b"1"),))

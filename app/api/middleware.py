@@ -51,7 +51,7 @@ class Watching:
         headers = Headers(scope=scope)
         trace = self._service.begin_trace(headers.get("traceparent", ""), headers.get("tracestate", ""))
         current_trace.set(trace)
-        # Until `RequestIds` sees an answer begin, it is what an exception becomes.
+        # Until `AnswerHeaders` sees an answer begin, it is what an exception becomes.
         state.update(arrived_s=arrived_s, status=500, trace=trace)
         try:
             await self._app(scope, receive, send)
@@ -76,11 +76,18 @@ class Watching:
             observe(request)
 
 
-class RequestIds:
-    """Gives every request an id (its own X-Request-Id, where it has one) and returns it in the answer."""
+class AnswerHeaders:
+    """Gives every request an id (its own X-Request-Id, where it has one) and returns it in the answer.
 
-    def __init__(self, app: ASGIApp):
+    A server that is going away closes the connection behind its answer, so that the next request goes to another.
+
+    Args:
+        service: Knows whether it is going away.
+    """
+
+    def __init__(self, app: ASGIApp, *, service: Service):
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,13 +99,16 @@ class RequestIds:
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 scope["state"]["status"] = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._service.is_going_away:
+                    headers["connection"] = "close"
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send_with_headers)
 
 
 class Admission:

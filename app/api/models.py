@@ -7,25 +7,35 @@ import hashlib
 from importlib.metadata import version
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.answers import ModelCard, ModelList
+from app.api.sse import unless_disconnected
+from app.api.wait_header import WaitHeader
 from app.errors import ModelNotFound
 from app.service import ServedModel, Service
 
 
-def served_model(service: Service, name: str) -> ServedModel:
-    """The model that a request names.
+def check_name(service: Service, name: str) -> None:
+    """Whether a model of this name is served here, ready or not.
 
     Raises:
-        ModelNotFound: It is not served here.
-        NotReady: It is, but not now.
+        ModelNotFound: It is not.
     """
     if name not in service.model_names:
         served = ", ".join(service.model_names)
         raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", param="model")
-    return service.ready_model()
+
+
+async def awaited_model(service: Service, http: Request, wait_s: float | None) -> ServedModel:
+    """The model, once it is ready, for an answer that is not streamed.
+
+    Raises:
+        NotReady: As `Service.model_within`.
+        ClientDisconnect: The client went away first.
+    """
+    return await unless_disconnected(http.receive, service.model_within(wait_s))
 
 
 @functools.cache
@@ -36,20 +46,21 @@ def system_fingerprint(name: str, dtype: str) -> str:
 
 
 def model_routes(service: Service) -> APIRouter:
-    """The endpoints, served by `service`; 503 until the model's limits are known."""
+    """The endpoints, served by `service`; they tell the model's limits, so they need it ready."""
     routes = APIRouter()
 
     @routes.get("/v1/models", response_model=None)
-    async def list_models() -> Response:
+    async def list_models(http: Request, wait_s: WaitHeader = None) -> Response:
         """Every name."""
-        model = service.ready_model()
+        model = await awaited_model(service, http, wait_s)
         return _json(ModelList(data=tuple(_card(service, model, name) for name in service.model_names)))
 
     # Names may contain slashes.
     @routes.get("/v1/models/{name:path}", response_model=None)
-    async def retrieve_model(name: str) -> Response:
+    async def retrieve_model(name: str, http: Request, wait_s: WaitHeader = None) -> Response:
         """One name."""
-        return _json(_card(service, served_model(service, name), name))
+        check_name(service, name)
+        return _json(_card(service, await awaited_model(service, http, wait_s), name))
 
     return routes
 

@@ -14,7 +14,7 @@ from app.api import errors
 from app.api.chat import chat_routes
 from app.api.completions import completion_routes
 from app.api.cors import CorsOptions, with_cors
-from app.api.middleware import Admission, RequestIds, Watching
+from app.api.middleware import Admission, AnswerHeaders, Watching
 from app.api.models import model_routes
 from app.api.openapi import DocumentedApi
 from app.api.tokenizer import tokenizer_routes
@@ -48,6 +48,6 @@ def create_app(service: Service, options: ApiOptions) -> ASGIApp:
     errors.install(app)
     # The last one added is the first one passed.
     app.add_middleware(Admission, api_keys=options.api_keys, max_body_bytes=options.max_body_bytes)
-    app.add_middleware(RequestIds)
+    app.add_middleware(AnswerHeaders, service=service)
     app.add_middleware(Watching, service=service)
     return with_cors(app, options.cors)

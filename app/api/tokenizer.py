@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -18,7 +18,8 @@ from app.api.answers import Detokenized, Tokenized, Version
 from app.api.chat import chat_prompt
 from app.api.chat_schemas import ChatPrompt, Messages
 from app.api.fields import Wire
-from app.api.models import served_model
+from app.api.models import awaited_model, check_name
+from app.api.wait_header import WaitHeader
 from app.errors import InvalidRequest
 from app.service import ServedModel, Service
 
@@ -41,28 +42,31 @@ class DetokenizeRequest(Wire):
 
 
 def tokenizer_routes(service: Service) -> APIRouter:
-    """The endpoints, served by `service`; all but /version are 503 until there is a model."""
+    """The endpoints, served by `service`; all but /version need the model ready."""
     routes = APIRouter()
 
     @routes.post("/tokenize", response_model=None)
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, http: Request, wait_s: WaitHeader = None) -> Response:
         """The token ids that a completion or a chat would begin with."""
-        model = _model(service, body.model)
+        _check_name(service, body.model)
+        model = await awaited_model(service, http, wait_s)
         tokens = await asyncio.to_thread(_tokens, body, model)
         strings = model.text.token_strings(tokens) if body.return_token_strs else None
         return _json(Tokenized(len(tokens), model.max_model_len_tokens, tokens, strings))
 
     @routes.post("/detokenize", response_model=None)
-    async def detokenize(body: DetokenizeRequest) -> Response:
+    async def detokenize(body: DetokenizeRequest, http: Request, wait_s: WaitHeader = None) -> Response:
         """The text of token ids, special ones included."""
-        model = _model(service, body.model)
+        _check_name(service, body.model)
+        model = await awaited_model(service, http, wait_s)
         text = await asyncio.to_thread(model.text.decode, body.tokens, skip_special_tokens=False)
         return _json(Detokenized(text))
 
     @routes.get("/tokenizer_info", response_model=None)
-    async def tokenizer_info() -> Response:
+    async def tokenizer_info(http: Request, wait_s: WaitHeader = None) -> Response:
         """The checkpoint's tokenizer_config.json and special tokens."""
-        return _json({"tokenizer_class": "unknown"} | dict(_model(service, None).text.config))
+        model = await awaited_model(service, http, wait_s)
+        return _json({"tokenizer_class": "unknown"} | dict(model.text.config))
 
     @routes.get("/version", response_model=None)
     async def show_version() -> Response:
@@ -72,8 +76,9 @@ def tokenizer_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _model(service: Service, name: str | None) -> ServedModel:
-    return served_model(service, name or service.model_names[0])
+def _check_name(service: Service, name: str | None) -> None:
+    if name:
+        check_name(service, name)
 
 
 def _tokens(body: TokenizeRequest, model: ServedModel) -> tuple[int, ...]:

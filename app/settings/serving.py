@@ -100,11 +100,30 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     max_waiting_requests: Annotated[
         int, Setting(integer(1), "How many sequences may be in the engine, waiting or running; more are answered 429.")
     ] = 256
+    while_loading: Annotated[
+        str,
+        Setting(
+            choice("refuse", "wait"),
+            "What a request without X-Coldstream-Wait meets before the server is ready: a 503, or its turn.",
+        ),
+    ] = "refuse"
+    while_loading_timeout_s: Annotated[
+        float,
+        Setting(number(0.001), "How long such a request waits where it does; then it is answered 503.", unit="s"),
+    ] = 120.0
+    max_held_requests: Annotated[
+        int,
+        Setting(
+            integer(0),
+            "How many requests may wait for the server to be ready, each with a body of up to max_body_bytes in memory; "
+            "more are answered 503.",
+        ),
+    ] = 64
     request_deadline_s: Annotated[
         float | None,
         Setting(
             number(0.001),
-            "How long a generation may take, waiting included; what takes longer ends with an error.",
+            "How long a generation may take, waiting for the engine (not for readiness) included; what takes longer ends with an error.",
             unit="s",
             unset="no limit",
         ),

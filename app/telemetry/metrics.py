@@ -95,6 +95,8 @@ class _ServiceCollector(Collector):
         yield from self._load()
         yield from self._startup()
         yield from self._engine()
+        yield names.HELD, self._service.waiting_room.held
+        yield from _labelled(names.REFUSED, self._service.waiting_room.refused)
         yield names.GENERATED_TOKENS, self._service.engine.generated_tokens
         yield names.SPANS_DROPPED, self._service.dropped_traces()
 

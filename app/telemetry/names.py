@@ -70,6 +70,13 @@ WAITING = Metric(
     "gauge",
     "Sequences that the engine has not begun, or has preempted; scale on these.",
 )
+HELD = Metric("coldstream_requests_held", "gauge", "Requests that wait for a server that is not ready.")
+REFUSED = Metric(
+    "coldstream_requests_refused_total",
+    "counter",
+    "Requests that were refused because the server was not ready, by why they did not wait (any longer).",
+    ("reason",),
+)
 KV_USED = Metric("coldstream_kv_cache_usage_ratio", "gauge", "Share of the KV cache's blocks that sequences hold.")
 KV_BLOCKS = Metric("coldstream_kv_cache_blocks", "gauge", "Blocks of the KV cache.")
 PREEMPTIONS = Metric(
@@ -142,7 +149,7 @@ UNATTRIBUTED_MS = "unattributed_ms"
 OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
 REQUEST_ID = "coldstream.request_id"
-QUEUE_EVENT, PREFILL_EVENT, DECODE_EVENT = "queue", "prefill", "decode"
+QUEUE_EVENT, READY_EVENT, PREFILL_EVENT, DECODE_EVENT = "queue", "ready", "prefill", "decode"
 
 # What the ledger's phases, which are the startup trace's spans, mean.
 PHASES = {

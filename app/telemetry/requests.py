@@ -23,7 +23,8 @@ _CANCELLED = "cancelled"
 class WatchedRequest(msgspec.Struct, kw_only=True):
     """What is known of a request for text once it has ended.
 
-    `operation` is `CHAT` or `COMPLETION`. `scheduled_s` is when the engine began with its first sequence,
+    `operation` is `CHAT` or `COMPLETION`. `ready_s` is when the server became ready that it had to wait for;
+    `scheduled_s` when the engine began with its first sequence,
     `first_token_s` when a token had come; None where that never happened. `prompt_tokens` and `cached_tokens` are of the
     sequences that began, `usage_cached_tokens` of each prompt's first, `output_tokens` of all. The process's first token is in the one that `has_first_token`. `error` is None where all went well. `parameters` are the request's own,
     by their names in OpenTelemetry's conventions.
@@ -36,6 +37,7 @@ class WatchedRequest(msgspec.Struct, kw_only=True):
     choices: int
     parameters: dict[str, Any] = {}
     trace: RequestTrace | None = None
+    ready_s: float | None = None
     scheduled_s: float | None = None
     first_token_s: float | None = None
     ended_s: float = 0.0

@@ -102,6 +102,7 @@ class Tracing:
     def _inference(self, request: WatchedRequest, parent_id: str, links: tuple[SpanContext, ...]) -> Span:
         marks = {
             names.QUEUE_EVENT: request.arrived_s,
+            names.READY_EVENT: request.ready_s,
             names.PREFILL_EVENT: request.scheduled_s,
             names.DECODE_EVENT: request.first_token_s,
         }

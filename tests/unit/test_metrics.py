@@ -56,6 +56,8 @@ def busy_service():
         service.ledger.milestone(milestone, float(at_s))
     service.ledger.fallback("host-arena", "no permission")
     service.ledger.restarts["engine"] += 1
+    service.waiting_room.held += 1
+    service.waiting_room.refused["timeout"] += 1
     device = DeviceUse(total_bytes=80, used_bytes=40, peak_bytes=60)
     service.load.update(EngineStats(running=2, waiting=1, used_blocks=3, num_blocks=4, preemptions=5, device=device))
     service.dropped_traces = lambda: 7
