@@ -29,6 +29,7 @@ from app.telemetry import logs
 from app.telemetry.ledger import Ledger
 from app.wishes import Wishes
 from streaming.clock import boottime_s
+from streaming.errors import ErrorReport
 from streaming.messages import LoadRequest, PhaseTimed
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GIL_SWITCH_S = 0.0005
-# A request that waits for a ready server has the processor to itself for so long, before an exporter starts.
-_FIRST_ANSWER_S = 0.3
 _EXPORTER = "app.telemetry.exporter"
 # After the drain every request has its answer; this is for writing it.
 _LAST_WORDS_S = 2
@@ -85,7 +84,7 @@ async def _serve(start: Start) -> int:
         serving = asyncio.create_task(server.serve(sockets=[start.sock]))
         front.measure_with(await asyncio.to_thread(_build_metrics, service))
         tracing = await asyncio.to_thread(_build_tracing, service, start.settings, start.environ)
-        reporting = asyncio.create_task(_report_when_ready(service, start.settings, tracing))
+        reporting = asyncio.create_task(_report_start(service, start.settings, tracing, supervisor.failure))
         front.serve_with(await asyncio.to_thread(_build_api, service, start.settings))
         code = await _until_the_end(service, supervisor, stopped, serving, start.settings.startup.fail_linger_s)
         await _drain(service, start.settings.server.drain_timeout_s)
@@ -189,9 +188,7 @@ def _build_tracing(service: Service, settings: Settings, environ: Mapping[str, s
     if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
         logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
         options = replace(options, exporters=())
-    export = TraceExport(
-        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
-    )
+    export = TraceExport(lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters))
     tracing = Tracing(options, export, service.ledger)
     service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
     if options.is_exported:
@@ -248,10 +245,15 @@ def _log_watermark(service: Service) -> None:
         logger.info("GPU memory: at most %d of %d bytes were taken", device.peak_bytes, device.total_bytes)
 
 
-async def _report_when_ready(service: Service, settings: Settings, tracing: Tracing) -> None:
-    """Trace the startup once the server is ready, and log the ledger, if phase timings are wanted."""
-    while service.lifecycle.state is not State.READY:
+async def _report_start(
+    service: Service, settings: Settings, tracing: Tracing, failure: asyncio.Future[ErrorReport]
+) -> None:
+    """Trace the startup once the server is ready or has failed; if it is ready, log the ledger where that is wanted."""
+    while service.lifecycle.state not in (State.READY, State.FAILED):
         await service.lifecycle.changed()
+    if service.lifecycle.state is State.FAILED:
+        tracing.startup_failed((await failure).kind, service.lifecycle.health().bytes_landed)
+        return
     tracing.startup_ended()
     if settings.observability.emit_phase_timings:
         for line in service.ledger.lines():
