@@ -25,7 +25,7 @@ class DeviceMemory:
         self._peak_bytes = 0
 
     def use(self) -> DeviceUse:
-        """As of now; some 20 microseconds."""
+        """As of now; 36 microseconds on an H100."""
         free_bytes, total_bytes = self._info()
         used_bytes = total_bytes - free_bytes
         self._peak_bytes = max(self._peak_bytes, used_bytes)

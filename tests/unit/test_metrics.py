@@ -27,6 +27,21 @@ from streaming.timings import Timings
 from tests.unit.scripted_engine import HANG, serve
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+# Here an engine's report is scripted; tests/gpu has a real one's, tests/e2e everything else.
+ONLY_A_GPU_CAN = {
+    metric.name
+    for metric in (
+        names.DEVICE_USED,
+        names.DEVICE_PEAK,
+        names.DEVICE_TOTAL,
+        names.DEVICE_ALLOCATED,
+        names.DEVICE_RESERVED,
+        names.DEVICE_RETRIES,
+        names.DEVICE_FAILURES,
+        names.STARTUP_DEVICE_USED,
+        names.FALLBACKS,  # every fallback is one from a GPU's memory to the host's
+    )
+}
 
 
 def samples(text: str) -> dict[str, dict[str, float]]:
