@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A request that waits for a ready server has the processor to itself for so long, before an exporter starts.
-_FIRST_ANSWER_S = 0.3
 _EXPORTER = "app.telemetry.exporter"
 # When it is told to stop every request has its answer; this is for writing it.
 _LAST_WORDS_S = 2
@@ -120,9 +118,7 @@ def _build_tracing(service: Service, settings: Settings, environ: Mapping[str, s
     if options.is_exported and importlib.util.find_spec("opentelemetry") is None:
         logger.warning("no traces: OpenTelemetry is not installed: pip install 'coldstream[otel]'")
         options = replace(options, exporters=())
-    export = TraceExport(
-        lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters), delay_s=_FIRST_ANSWER_S
-    )
+    export = TraceExport(lambda: spawn(_EXPORTER, options.exporter_environ, *options.exporters))
     tracing = Tracing(options, export, service.ledger)
     service.begin_trace, service.dropped_traces = tracing.begin, tracing.dropped
     if options.is_exported:

@@ -174,11 +174,19 @@ class DescribedModel(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_elements_per_token: int
 
 
+class StartupMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a GPU's memory was taken, by whomever: once all weights were on it, and once the engine was warm."""
+
+    landed_bytes: int
+    ready_bytes: int
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Warm on real weights: the next Submit is answered at full speed."""
+    """Warm on real weights: the next Submit is answered at full speed. `memory` is told on a GPU only."""
 
     max_model_len_tokens: int
     kv_cache_blocks: int
+    memory: StartupMemory | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -225,11 +233,19 @@ class RequestFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class DeviceUse(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU's memory: the whole, what is taken of it by whomever, and the most that was ever seen taken."""
+    """A GPU's memory: the whole, what is taken of it by whomever, and the most that was ever seen taken.
+
+    Of torch's allocator, through which everything but the weights goes: what it has handed out, what it holds for that,
+    how often it had to give memory back and ask again, and how often even that was not enough.
+    """
 
     total_bytes: int
     used_bytes: int
     peak_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    allocation_retries: int
+    allocation_failures: int
 
 
 class EngineStats(msgspec.Struct, frozen=True, tag=True, kw_only=True):

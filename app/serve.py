@@ -31,6 +31,7 @@ from app.telemetry import logs
 from app.telemetry.ledger import Ledger
 from app.wishes import Wishes
 from streaming.clock import boottime_s
+from streaming.errors import ErrorReport
 from streaming.messages import LoadRequest, PhaseTimed
 
 logger = logging.getLogger(__name__)
@@ -81,13 +82,15 @@ async def _serve(start: Start) -> int:
     )
     http = HttpServer(service, start.sock, settings, start.environ)
     serving = asyncio.create_task(http.run())
-    reporting = asyncio.create_task(_report_when_ready(service, settings, http))
+    reporting = asyncio.create_task(_report_start(service, settings, http, supervisor.failure))
     try:
         ending = await _until_the_end(service, supervisor, stopped, serving, settings.startup.fail_linger_s)
         if ending.drains:
             await _drain(service, http.front, settings.server.drain_timeout_s)
         http.stop()
         await serving
+        if service.lifecycle.state is State.FAILED:
+            await reporting
         _say_goodbye(service, settings, ending)
         return ending.exit_code
     finally:
@@ -209,11 +212,17 @@ def _say_goodbye(service: Service, settings: Settings, ending: _Ending) -> None:
     logger.info("exit %d: %s", ending.exit_code, ending.reason)
 
 
-async def _report_when_ready(service: Service, settings: Settings, http: HttpServer) -> None:
-    """Trace the startup once the server is ready, and log the ledger, if phase timings are wanted."""
-    while service.lifecycle.state is not State.READY:
+async def _report_start(
+    service: Service, settings: Settings, http: HttpServer, failure: asyncio.Future[ErrorReport]
+) -> None:
+    """Trace the startup once the server is ready or has failed; if it is ready, log the ledger where that is wanted."""
+    while service.lifecycle.state not in (State.READY, State.FAILED):
         await service.lifecycle.changed()
-    (await http.tracing).startup_ended()
+    tracing = await http.tracing
+    if service.lifecycle.state is State.FAILED:
+        tracing.startup_failed((await failure).kind, service.lifecycle.health().bytes_landed)
+        return
+    tracing.startup_ended()
     if settings.observability.emit_phase_timings:
         for line in service.ledger.lines():
             logger.info(line)

@@ -6,6 +6,7 @@ Knows neither HTTP nor processes.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ class Service:
         model_names: What clients may call the model; the first is the name in answers.
         patience: With requests that take long.
         report_first_token: Whether the process's first token is worth a line in the log.
+
+    `active_requests` are counted by method and scheme.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Service:
         self.load = EngineLoad()
         self.observers: list[Observer] = []
         self.http_observers: list[HttpObserver] = []
+        self.active_requests: Counter[tuple[str, str]] = Counter()
         self.begin_trace: Callable[[str, str], RequestTrace | None] = lambda _parent, _state: None
         self.dropped_traces: Callable[[], int] = lambda: 0
         self.model: ServedModel | None = None

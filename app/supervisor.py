@@ -210,6 +210,7 @@ class Supervisor:
         ready_s = boottime_s()
         if self._service.ledger.milestone(names.LOAD_COMPLETE, ready_s):
             self._service.ledger.phase("ready", heard_s, ready_s)
+            self._service.ledger.device_used_bytes = _device_used_bytes(ready)
         if self._service.lifecycle.advance(State.READY, "loaded and warm"):
             logger.info("ready: %s, %d KV cache blocks", model.architecture, ready.kv_cache_blocks)
 
@@ -298,6 +299,11 @@ class Supervisor:
         if self._weights_landed and self._text is not None:
             shards, fds = self._loading.staged()
             self._engine.weights_landed(WeightsLanded(self._warmup_token_ids, shards), fds)
+
+
+def _device_used_bytes(ready: EngineReady) -> dict[str, int]:
+    memory = ready.memory
+    return {} if memory is None else {"weights_landed": memory.landed_bytes, "ready": memory.ready_bytes}
 
 
 def _warn_of_unpinned(versions: Sequence[BlobVersion]) -> None:

@@ -90,7 +90,7 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
 def _stream(server: Server, request: LoadRequest, source: Source, destination: Destination, fds: list[int]) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
-    from streaming.timings import Timings
+    from streaming.timings import Timings, whole
 
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, source)
@@ -112,7 +112,14 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     fetched_s = land(
         source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
-    _finish(server, request, start_s, fetched_s, sum(chunk.nbytes for chunk in left), timings.shards())
+    landed_s, times = boottime_s(), timings.shards()
+    server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
+    if times:
+        staged_s, taken_s = whole(times, "stage")
+        copied_s, _ = whole(times, "copy")
+        server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
+        server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
+    _finish(server, request, fetched_s, landed_s, times)
 
 
 def _stage(server: Server, request: LoadRequest, source: Source) -> None:
@@ -132,8 +139,10 @@ def _stage(server: Server, request: LoadRequest, source: Source) -> None:
         server.send(Staged(origin=request.origin, shard=version.name), [fd])
 
     start_s = boottime_s()
-    fetched_bytes = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
-    _finish(server, request, start_s, boottime_s(), fetched_bytes)
+    times = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
+    end_s = boottime_s()
+    server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
+    _finish(server, request, end_s, end_s, times)
 
 
 def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, Layout]:
@@ -158,24 +167,11 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
 
 
 def _finish(
-    server: Server,
-    request: LoadRequest,
-    start_s: float,
-    fetched_s: float,
-    fetched_bytes: int,
-    shards: tuple[ShardTimes, ...] = (),
+    server: Server, request: LoadRequest, fetched_s: float, landed_s: float, shards: tuple[ShardTimes, ...]
 ) -> None:
-    """Say that the bytes are there, as of now."""
-    end_s = boottime_s()
-    server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
-    if shards:
-        from streaming.timings import whole
-
-        staged_s, taken_s = whole(shards, "stage")
-        copied_s, _ = whole(shards, "copy")
-        server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
-        server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=end_s))
-    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=end_s, shards=shards)
+    """Say that the bytes are there."""
+    fetched_bytes = sum(shard.nbytes for shard in shards)
+    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards)
     server.send(Landed(origin=request.origin, report=report))
 
 

@@ -231,20 +231,45 @@ class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     end_s: float
 
 
+# Upper bounds in seconds of what single reads are counted by; one more count is of those that took longer.
+RANGE_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class RangeTime(msgspec.Struct, frozen=True, array_like=True):
+    """One read: bytes `[start, end)` of a shard, from being asked for until they were there (CLOCK_BOOTTIME)."""
+
+    start: int
+    end: int
+    start_s: float
+    end_s: float
+
+
+class RangeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The reads of one shard: how many took how long (`RANGE_BUCKETS_S`, not cumulated), and the slowest, slowest first."""
+
+    counts: tuple[int, ...]
+    sum_s: float
+    slowest: tuple[RangeTime, ...]
+
+
 class ShardTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """One shard's way, each interval from its first chunk to its last: fetched, waiting in host memory, copied."""
+    """One shard's way, each interval from its first chunk to its last: fetched, waiting in host memory, copied.
+
+    A shard that went to disk whole was fetched, and that is all that is known of it.
+    """
 
     shard: str
     nbytes: int
     fetch: tuple[float, float]
-    stage: tuple[float, float]
-    copy: tuple[float, float]
+    stage: tuple[float, float] | None = None
+    copy: tuple[float, float] | None = None
+    ranges: RangeSummary | None = None
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one loader did: the bytes that this process fetched, when it had them, when they had landed.
 
-    `shards` are empty where shards go to disk whole.
+    `shards` are those of which it fetched any: none where they are on a local disk already and stay there.
     """
 
     fetched_bytes: int

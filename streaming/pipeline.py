@@ -108,7 +108,7 @@ class _Load:
             start_s = boottime_s()
             data = await self._source.read_range(self._versions[chunk.shard], chunk.start, chunk.end)
             fetched_s = self._fetched_s = boottime_s()  # of several lanes the last one writes last
-            self._timings.fetched(chunk.shard, chunk.nbytes, start_s, fetched_s)
+            self._timings.fetched(chunk, start_s, fetched_s)
             writer = await self._idle.get()
             self._timings.taken(chunk.shard, fetched_s, boottime_s())
             await writer.write(chunk, data)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
+from streaming.clock import boottime_s
 from streaming.errors import BlobChanged, CheckpointError, DeviceError, SourceError, SourceUnavailable
-from streaming.messages import BlobVersion
+from streaming.messages import BlobVersion, ShardTimes
 from streaming.options import PipelineOptions, SourceOptions
 from streaming.uri import AzureLocation, FileLocation, Location
 from streaming.wire import MAX_FDS
@@ -48,8 +49,10 @@ class Staging:
         self._source = source
         self._pipeline = pipeline
 
-    def stage(self, versions: Iterable[BlobVersion], on_staged: Callable[[BlobVersion, int], None]) -> int:
-        """Put the shards on disk one after the other, and give the bytes that this downloaded.
+    def stage(
+        self, versions: Iterable[BlobVersion], on_staged: Callable[[BlobVersion, int], None]
+    ) -> tuple[ShardTimes, ...]:
+        """Put the shards on disk one after the other, and tell of those that were downloaded.
 
         `on_staged` gets a descriptor that is the caller's to close.
 
@@ -67,21 +70,22 @@ class Staging:
         if isinstance(self._location, FileLocation):
             for version in versions:
                 on_staged(version, _opened(self._location, version))
-            return 0
-        self._download_all(self._location, versions, on_staged)
-        return sum(version.size_bytes for version in versions)
+            return ()
+        return self._download_all(self._location, versions, on_staged)
 
     def _download_all(
         self,
         location: AzureLocation,
         versions: Iterable[BlobVersion],
         on_staged: Callable[[BlobVersion, int], None],
-    ) -> None:
+    ) -> tuple[ShardTimes, ...]:
         from streaming.blob_client import blob_name, open_container, translated
 
+        times = []
         with open_container(location, self._source, self._pipeline.chunk_bytes) as blobs:
             for version in versions:
                 shard = replace(location, prefix=blob_name(location, version.name))
+                start_s = boottime_s()
                 try:
                     with tempfile.TemporaryFile(prefix="coldstream-") as file:
                         with translated(shard, _NEEDS):
@@ -92,7 +96,10 @@ class Staging:
                         f"{shard} ({version.size_bytes} bytes) cannot be staged on disk: {error.strerror}: make room, "
                         "name another folder with TMPDIR, or use --load-strategy direct-gpu"
                     ) from error
+                fetch = start_s, boottime_s()
+                times.append(ShardTimes(shard=version.name, nbytes=version.size_bytes, fetch=fetch))
                 on_staged(version, fd)
+        return tuple(times)
 
 
 def _download(blobs: ContainerClient, shard: AzureLocation, version: BlobVersion, lanes: int, file: IO[bytes]) -> None:

@@ -22,7 +22,10 @@ from tools.ports import free_port
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """A span as it arrived; ids are hexadecimal digits, times Unix nanoseconds."""
+    """A span as it arrived; ids are hexadecimal digits, times Unix nanoseconds.
+
+    `events` are times by name, `marks` the attributes of each event that has any.
+    """
 
     name: str
     trace_id: str
@@ -33,8 +36,10 @@ class ReceivedSpan:
     end_ns: int
     attributes: dict[str, Any]
     events: dict[str, int]
+    marks: list[dict[str, Any]]
     links: list[tuple[str, str]]
     is_error: bool
+    status_message: str
     resource: dict[str, Any]
 
 
@@ -150,8 +155,10 @@ def _received(span: Any, resource: dict[str, Any]) -> ReceivedSpan:
         end_ns=span.end_time_unix_nano,
         attributes=_attributes(span.attributes),
         events={event.name: event.time_unix_nano for event in span.events},
+        marks=[_attributes(event.attributes) for event in span.events if event.attributes],
         links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
         is_error=span.status.code == 2,
+        status_message=span.status.message,
         resource=resource,
     )
 

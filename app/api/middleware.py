@@ -53,15 +53,18 @@ class Watching:
         current_trace.set(trace)
         # Until `AnswerHeaders` sees an answer begin, it is what an exception becomes.
         state.update(arrived_s=arrived_s, status=500, trace=trace)
+        active = _method(scope), scope["scheme"]
+        self._service.active_requests[active] += 1
         try:
             await self._app(scope, receive, send)
         finally:
+            self._service.active_requests[active] -= 1
             self._tell(scope)
 
     def _tell(self, scope: Scope) -> None:
         state = scope["state"]
         request = HttpRequest(
-            method=scope["method"] if scope["method"] in _METHODS else "_OTHER",
+            method=_method(scope),
             route=getattr(scope.get("route"), "path", ""),
             path=scope["path"],
             status=state["status"],
@@ -74,6 +77,11 @@ class Watching:
         )
         for observe in self._service.http_observers:
             observe(request)
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in _METHODS else "_OTHER"
 
 
 class AnswerHeaders:

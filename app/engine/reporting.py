@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from app.messages import DeviceUse, EngineStats
+from app.engine.device_memory import DeviceMemory
+from app.messages import EngineStats
 
 INTERVAL_S = 0.25
 
@@ -21,7 +22,7 @@ class Reporting:
     Args:
         stats: The scheduler's part of a snapshot.
         send: Tells the server.
-        device_memory: Free and whole memory of the device in bytes; None where it is not a GPU.
+        device: The GPU's memory; None where there is no GPU.
         clock: Seconds.
     """
 
@@ -30,16 +31,15 @@ class Reporting:
         stats: Callable[[], EngineStats],
         send: Callable[[EngineStats], None],
         *,
-        device_memory: Callable[[], tuple[int, int]] | None = None,
+        device: DeviceMemory | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._stats = stats
         self._send = send
-        self._device_memory = device_memory
+        self._device = device
         self._clock = clock
         self._next_s = 0.0
         self._told: EngineStats | None = None
-        self._peak_bytes = 0
 
     def tick(self) -> None:
         """Tell, if it is time to; for every step."""
@@ -49,15 +49,7 @@ class Reporting:
     def tell(self) -> None:
         """Tell now, unless nothing has changed; for when nothing will for a while."""
         self._next_s = self._clock() + INTERVAL_S
-        stats = msgspec.structs.replace(self._stats(), device=self._device())
+        stats = msgspec.structs.replace(self._stats(), device=self._device and self._device.use())
         if stats != self._told:
             self._told = stats
             self._send(stats)
-
-    def _device(self) -> DeviceUse | None:
-        if self._device_memory is None:
-            return None
-        free_bytes, total_bytes = self._device_memory()
-        used_bytes = total_bytes - free_bytes
-        self._peak_bytes = max(self._peak_bytes, used_bytes)
-        return DeviceUse(total_bytes=total_bytes, used_bytes=used_bytes, peak_bytes=self._peak_bytes)

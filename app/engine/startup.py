@@ -16,6 +16,7 @@ from typing import NoReturn
 import torch
 
 from app.engine.blocks import BlockAllocator
+from app.engine.device_memory import DeviceMemory
 from app.engine.early_start import EarlyStart
 from app.engine.inbox import Inbox
 from app.engine.kernel_start import KernelStart
@@ -30,7 +31,15 @@ from app.engine.step_shapes import Limits
 from app.engine.torch_import import TorchImport
 from app.engine.warmup import check_weights, warm_up, warm_up_sampler
 from app.engine.weights import Weights, from_host, in_place_on_gpu
-from app.messages import BindArena, EngineFailed, EngineOptions, EngineReady, ToEngine, WeightsLanded
+from app.messages import (
+    BindArena,
+    EngineFailed,
+    EngineOptions,
+    EngineReady,
+    StartupMemory,
+    ToEngine,
+    WeightsLanded,
+)
 from streaming.clock import boottime_s
 from streaming.errors import CheckpointError, DeviceError, StreamingError, report
 from streaming.messages import FellBack, PhaseTimed
@@ -83,21 +92,19 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     landed, shard_fds = inbox.wait_for(WeightsLanded)
     with _timed(connection, "weights.load"):
         weights.landed(landed.shards, shard_fds)
+    device = _device_memory(model.device)
+    landed_bytes = _used_bytes(device)
     with _timed(connection, "engine.first_pass"):
         check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
         sampler.join()
     # A first request that is waiting already is answered before the rest of torch competes with it.
     threading.Timer(_FIRST_ANSWER_S, torch_import.go_on if kernels is None else kernels.begin).start()
-    connection.send(EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks))
-    _loop(
-        connection,
-        inbox,
-        model,
-        runner,
-        kernels,
-        _scheduler(blocks, options),
-        max_model_len_tokens=max_model_len_tokens,
-    ).run()
+    memory = StartupMemory(landed_bytes=landed_bytes, ready_bytes=_used_bytes(device)) if device else None
+    connection.send(
+        EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks, memory=memory)
+    )
+    scheduler = _scheduler(blocks, options)
+    _loop(connection, inbox, model, runner, kernels, scheduler, device, max_model_len_tokens).run()
 
 
 def _loop(
@@ -107,12 +114,10 @@ def _loop(
     runner: ModelRunner,
     kernels: KernelStart | None,
     scheduler: Scheduler,
-    *,
+    device: DeviceMemory | None,
     max_model_len_tokens: int,
 ) -> Loop:
     """What serves from now on."""
-    on_gpu = model.device.type == "cuda"
-    device_memory = partial(torch.cuda.mem_get_info, model.device) if on_gpu else None
     return Loop(
         receive=inbox.receive,
         send=connection.send,
@@ -122,8 +127,20 @@ def _loop(
         vocab_size=model.config.vocab_size,
         lookahead=lambda: runner.launches_quickly,
         idle=lambda: kernels is not None and _idle(connection, runner, kernels),
-        reporting=Reporting(scheduler.stats, connection.send, device_memory=device_memory),
+        reporting=Reporting(scheduler.stats, connection.send, device=device),
     )
+
+
+def _device_memory(device: torch.device) -> DeviceMemory | None:
+    if device.type != "cuda":
+        return None
+    return DeviceMemory(
+        partial(torch.cuda.mem_get_info, device), partial(torch.cuda.memory_stats_as_nested_dict, device)
+    )
+
+
+def _used_bytes(device: DeviceMemory | None) -> int:
+    return device.use().used_bytes if device else 0
 
 
 def _bound_model(request: BindArena, arena: torch.Tensor, torch_import: TorchImport) -> LanguageModel:

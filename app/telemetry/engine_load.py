@@ -13,12 +13,12 @@ class EngineLoad:
 
     def __init__(self) -> None:
         self.stats: EngineStats | None = None
-        self._preemptions_before = 0
+        self._before: dict[str, int] = {}
 
-    @property
-    def preemptions(self) -> int:
-        """Of all engines."""
-        return self._preemptions_before + (self.stats.preemptions if self.stats else 0)
+    def totals(self) -> dict[str, int]:
+        """Of all engines: `preemptions`, and on a GPU `allocation_retries` and `allocation_failures`."""
+        now = {} if self.stats is None else _counters(self.stats)
+        return self._before | {name: self._before.get(name, 0) + count for name, count in now.items()}
 
     def update(self, stats: EngineStats) -> None:
         """The engine's newest report."""
@@ -26,5 +26,15 @@ class EngineLoad:
 
     def lost(self) -> None:
         """The engine is gone: nothing runs, and its counters go on in the next one's."""
-        self._preemptions_before = self.preemptions
+        self._before = self.totals()
         self.stats = None
+
+
+def _counters(stats: EngineStats) -> dict[str, int]:
+    counts = {"preemptions": stats.preemptions}
+    if (device := stats.device) is not None:
+        counts |= {
+            "allocation_retries": device.allocation_retries,
+            "allocation_failures": device.allocation_failures,
+        }
+    return counts

@@ -26,20 +26,19 @@ class TraceExport:
 
     Args:
         spawn: Starts it.
-        delay_s: How long after `start` that is, so that a first request has the processor to itself.
     """
 
-    def __init__(self, spawn: Callable[[], Child], *, delay_s: float):
+    def __init__(self, spawn: Callable[[], Child]):
         self.dropped = 0
         self._spawn = spawn
-        self._delay_s = delay_s
         self._waiting: queue.Queue[Trace | None] = queue.Queue(_MOST_WAITING)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="trace-export", daemon=True)
+        self._thread: threading.Thread | None = None
         self._child: Child | None = None
 
-    def start(self) -> None:
-        """Begin to export."""
+    def start(self, *, delay_s: float = 0.0) -> None:
+        """Begin to export; the exporter is started so much later, or when this is closed."""
+        self._thread = threading.Thread(target=self._run, args=(delay_s,), name="trace-export", daemon=True)
         self._thread.start()
 
     def put(self, trace: Trace) -> None:
@@ -52,7 +51,7 @@ class TraceExport:
     def close(self, patience_s: float) -> None:
         """Let the exporter send what it has, for so long; then end it. Blocks."""
         deadline_s = time.monotonic() + patience_s
-        if not self._thread.is_alive():
+        if self._thread is None:
             return
         self._closing.set()
         try:
@@ -69,8 +68,8 @@ class TraceExport:
             logger.warning("traces: the collector did not take the last ones in time")
             self._child.kill()
 
-    def _run(self) -> None:
-        self._closing.wait(self._delay_s)
+    def _run(self, delay_s: float) -> None:
+        self._closing.wait(delay_s)
         self._child = self._spawn()
         try:
             while (trace := self._waiting.get()) is not None:

@@ -78,7 +78,7 @@ class Recorder:
                 span.start_ns,
             )
             for event in span.events:
-                started.add_event(event.name, timestamp=event.at_ns)
+                started.add_event(event.name, dict(event.attributes), event.at_ns)
             if span.error:
                 started.set_status(Status(StatusCode.ERROR, span.error))
             contexts[span.span_id] = started.get_span_context()

@@ -22,6 +22,7 @@ class Ledger:
         self._fallbacks: list[dict[str, str]] = []
         self.fetched_bytes = 0
         self.shards: tuple[ShardTimes, ...] = ()
+        self.device_used_bytes: dict[str, int] = {}
         self.restarts: Counter[str] = Counter(loader=0, engine=0)
 
     def phase(self, name: str, start_s: float, end_s: float) -> None:

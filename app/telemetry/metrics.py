@@ -6,13 +6,15 @@ there is an API. Takes a service; gives Prometheus' text, or OpenMetrics with ex
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from app.lifecycle import State
 from app.service import Service
@@ -21,7 +23,8 @@ from app.telemetry.http_requests import HttpRequest
 from app.telemetry.names import Metric
 from app.telemetry.requests import WatchedRequest
 
-Sample = tuple[Metric, float] | tuple[Metric, float, str]
+Sample = tuple[Metric, float] | tuple[Metric, float, str] | tuple[Metric, float, str, str]
+MetricFamily = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
 
 class Metrics:
@@ -81,7 +84,7 @@ class _ServiceCollector(Collector):
     def __init__(self, service: Service):
         self._service = service
 
-    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+    def collect(self) -> Iterator[MetricFamily]:
         """Every family with its samples."""
         families: dict[str, Any] = {}
         for metric, value, *labels in self._samples():
@@ -90,6 +93,7 @@ class _ServiceCollector(Collector):
                 families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
             families[metric.name].add_metric(labels, value)
         yield from families.values()
+        yield from self._reads()
 
     def _samples(self) -> Iterator[Sample]:
         yield from self._load()
@@ -98,7 +102,20 @@ class _ServiceCollector(Collector):
         yield names.HELD, self._service.waiting_room.held
         yield from _labelled(names.REFUSED, self._service.waiting_room.refused)
         yield names.GENERATED_TOKENS, self._service.engine.generated_tokens
+        for labels, count in self._service.active_requests.items():
+            yield names.HTTP_ACTIVE, count, *labels
         yield names.SPANS_DROPPED, self._service.dropped_traces()
+
+    def _reads(self) -> Iterator[HistogramMetricFamily]:
+        """All shards' together: a label of theirs would be thousands of series per pod that never change again."""
+        summaries = [shard.ranges for shard in self._service.ledger.shards if shard.ranges is not None]
+        if not summaries:
+            return
+        metric = names.RANGE_DURATION
+        counts = itertools.accumulate(map(sum, zip(*(summary.counts for summary in summaries), strict=True)))
+        buckets = list(zip([*map(floatToGoString, metric.buckets), "+Inf"], counts, strict=True))
+        sum_s = sum(summary.sum_s for summary in summaries)
+        yield HistogramMetricFamily(metric.name, metric.help, buckets=buckets, sum_value=sum_s)
 
     def _load(self) -> Iterator[Sample]:
         state = self._service.lifecycle.state
@@ -122,10 +139,15 @@ class _ServiceCollector(Collector):
         yield from _labelled(names.COLD_START, ledger.durations())
         yield from _labelled(names.FALLBACKS, ledger.fallback_counts())
         yield from _labelled(names.RESTARTS, ledger.restarts)
+        yield from _labelled(names.STARTUP_DEVICE_USED, ledger.device_used_bytes)
 
     def _engine(self) -> Iterator[Sample]:
         load = self._service.load
-        yield names.PREEMPTIONS, load.preemptions
+        totals = load.totals()
+        yield names.PREEMPTIONS, totals.get("preemptions", 0)
+        if "allocation_retries" in totals:
+            yield names.DEVICE_RETRIES, totals["allocation_retries"]
+            yield names.DEVICE_FAILURES, totals["allocation_failures"]
         stats = load.stats
         yield names.RUNNING, stats.running if stats else 0
         yield names.WAITING, stats.waiting if stats else 0
@@ -137,6 +159,8 @@ class _ServiceCollector(Collector):
             yield names.DEVICE_TOTAL, stats.device.total_bytes
             yield names.DEVICE_USED, stats.device.used_bytes
             yield names.DEVICE_PEAK, stats.device.peak_bytes
+            yield names.DEVICE_ALLOCATED, stats.device.allocated_bytes
+            yield names.DEVICE_RESERVED, stats.device.reserved_bytes
 
 
 def _exemplar(request: HttpRequest | WatchedRequest) -> dict[str, str] | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from streaming.messages import RANGE_BUCKETS_S
+
 
 class Metric(msgspec.Struct, frozen=True):
     """One metric. Histograms and counters of requests have labels from the conventions, dots as underscores."""
@@ -52,6 +54,13 @@ REQUEST_DURATION = Metric(
     (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
     "gen_ai.server.request.duration",
 )
+HTTP_ACTIVE = Metric(
+    "http_server_active_requests",
+    "gauge",
+    "Requests but probes that have arrived and are not answered yet.",
+    ("http_request_method", "url_scheme"),
+    convention="http.server.active_requests",
+)
 HTTP_DURATION = Metric(
     "http_server_request_duration_seconds",
     "histogram",
@@ -95,6 +104,26 @@ DEVICE_USED = Metric(
 DEVICE_PEAK = Metric(
     "coldstream_gpu_memory_peak_bytes", "gauge", "The most of it that the engine has seen taken; only with a GPU."
 )
+DEVICE_ALLOCATED = Metric(
+    "coldstream_gpu_allocator_allocated_bytes",
+    "gauge",
+    "What torch's allocator has handed out: the KV cache and what steps compute with; only with a GPU.",
+)
+DEVICE_RESERVED = Metric(
+    "coldstream_gpu_allocator_reserved_bytes",
+    "gauge",
+    "What it holds for that; the difference is cached or fragmented; only with a GPU.",
+)
+DEVICE_RETRIES = Metric(
+    "coldstream_gpu_allocation_retries_total",
+    "counter",
+    "Allocations for which it had to give cached memory back first; only with a GPU.",
+)
+DEVICE_FAILURES = Metric(
+    "coldstream_gpu_allocation_failures_total",
+    "counter",
+    "Allocations that failed for want of memory; only with a GPU.",
+)
 DEVICE_TOTAL = Metric("coldstream_gpu_memory_bytes", "gauge", "The GPU's memory; only with a GPU.")
 
 STATE = Metric("coldstream_state", "gauge", "1 for the server's state, 0 for the others.", ("state",))
@@ -102,6 +131,18 @@ LOAD_BYTES = Metric("coldstream_load_bytes", "gauge", "Bytes that the load fetch
 LOAD_LANDED = Metric("coldstream_load_landed_bytes", "gauge", "Bytes of them that are at their addresses.")
 LOAD_RATE = Metric("coldstream_load_throughput_bytes_per_second", "gauge", "Over the last five seconds; 0 once loaded.")
 LOAD_ETA = Metric("coldstream_load_eta_seconds", "gauge", "Until the last byte, at this rate; while weights load.")
+RANGE_DURATION = Metric(
+    "coldstream_range_fetch_duration_seconds",
+    "histogram",
+    "Single ranged reads of weights, from being asked for until their bytes were there, retries included; known once the weights have landed. Not with host-staging.",
+    buckets=RANGE_BUCKETS_S,
+)
+STARTUP_DEVICE_USED = Metric(
+    "coldstream_startup_gpu_memory_used_bytes",
+    "gauge",
+    "GPU memory that was taken at a moment of the start: weights_landed, ready; only with a GPU.",
+    ("at",),
+)
 PHASE_START = Metric(
     "coldstream_startup_phase_start_seconds", "gauge", "When a phase of the startup began, since exec.", ("phase",)
 )
@@ -148,6 +189,15 @@ SHARD = "coldstream.shard"
 UNATTRIBUTED_MS = "unattributed_ms"
 OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
+RESTARTS_ATTRIBUTE = "coldstream.restarts.{}"
+DEVICE_USED_ATTRIBUTE = "coldstream.gpu_memory.{}_bytes"
+RANGE_COUNT = "coldstream.ranges"
+RANGE_EVENT = "slow_range"
+RANGE_START, RANGE_END, RANGE_DURATION_S = (
+    "coldstream.range.start",
+    "coldstream.range.end",
+    "coldstream.range.duration_s",
+)
 REQUEST_ID = "coldstream.request_id"
 QUEUE_EVENT, READY_EVENT, PREFILL_EVENT, DECODE_EVENT = "queue", "ready", "prefill", "decode"
 

@@ -33,6 +33,7 @@ class SpanEvent(msgspec.Struct, frozen=True):
 
     name: str
     at_ns: int
+    attributes: Attributes = {}
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):

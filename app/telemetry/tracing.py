@@ -1,4 +1,4 @@
-"""The server's traces: the startup's, once it is over, and every request's, once it has been answered.
+"""The server's traces: the startup's, once it is over or has failed, and every request's, once it has been answered.
 
 Takes a ledger, the options and the way out; is an observer of requests. A request for text is an HTTP server span with an
 inference span in it (OpenTelemetry's GenAI conventions); probes and streamed pieces make none. Knows no SDK.
@@ -23,10 +23,13 @@ from app.telemetry.spans import (
     new_trace_id,
     parse_traceparent,
 )
-from app.telemetry.startup_trace import first_token_trace, startup_trace
+from app.telemetry.startup_trace import Failure, first_token_trace, startup_trace
 from app.telemetry.trace_options import TraceOptions
+from streaming.clock import boottime_s
 
 _LAST_WORDS_S = 2.0
+# A request that waits for a ready server has the processor to itself for so long, before an exporter starts.
+_FIRST_ANSWER_S = 0.3
 
 
 class Tracing:
@@ -51,7 +54,16 @@ class Tracing:
         if self._options.is_exported:
             self._clock = UnixClock()
             self._export.put(startup_trace(self._ledger, self._startup, self._options.startup_parent, self._clock))
-            self._export.start()
+            self._export.start(delay_s=_FIRST_ANSWER_S)
+
+    def startup_failed(self, kind: str, landed_bytes: int) -> None:
+        """The server will never be ready, for a reason of this class: hand over what there was of its startup, now."""
+        if self._options.is_exported:
+            self._clock = UnixClock()
+            failure = Failure(kind, boottime_s(), landed_bytes)
+            parent = self._options.startup_parent
+            self._export.put(startup_trace(self._ledger, self._startup, parent, self._clock, failure))
+            self._export.start(delay_s=0.0)
 
     def begin(self, traceparent: str, trace_state: str) -> RequestTrace:
         """The trace of a request with these headers, which may be empty."""

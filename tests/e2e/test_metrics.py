@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 
 from streaming.clock import boottime_s, exec_time_s
 from tests.coldstream import Server, serving, wait_for
 from tests.collector import sink
+from tests.prometheus import lint, prometheus
 from tests.unit.test_metrics import samples
 from tools.blob_server import BlobServer
-from tools.child import running
-from tools.ports import free_port
-from tools.prometheus_binary import ensure_promtool
 
 
 def scrape(server: Server) -> dict[str, dict[str, float]]:
@@ -51,8 +45,7 @@ def test_metrics_tell_of_the_load_while_it_runs_and_of_the_startup_afterwards(de
     _agrees_with_the_ledger(found, ledger)
     assert found["coldstream_generation_tokens_total"] == {"": 8}
     assert found["coldstream_state"]["state=ready"] == 1
-    lint = subprocess.run([ensure_promtool(), "check", "metrics"], input=text, capture_output=True, check=False)
-    assert (lint.returncode, lint.stderr.decode()) == (0, "")
+    assert lint(text) == ""
 
 
 def _agrees_with_the_ledger(found, ledger):
@@ -113,30 +106,3 @@ def test_prometheus_itself_keeps_the_exemplars(demo_model_dir, tmp_path):
         up = client.get("/api/v1/query", params={"query": "coldstream_state{state='ready'}"}).json()
     assert exemplar["labels"]["trace_id"] == trace_id
     assert [result["value"][1] for result in up["data"]["result"]] == ["1"]
-
-
-@contextlib.contextmanager
-def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
-    """A Prometheus that scrapes `target` twice a second; a client of its API."""
-    config = folder / "prometheus.yml"
-    config.write_text(
-        "scrape_configs:\n"
-        "  - job_name: coldstream\n    scrape_interval: 500ms\n    scrape_timeout: 500ms\n"
-        f"    static_configs:\n      - targets: ['{target}']\n"
-    )
-    port = free_port()
-    command = [str(ensure_promtool().with_name("prometheus")), f"--config.file={config}"]
-    command += [f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
-    command += ["--enable-feature=exemplar-storage"]
-    with (
-        running(command, log_path=folder / "prometheus.log"),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
-    ):
-        wait_for(lambda: _is_ready(client))
-        yield client
-
-
-def _is_ready(client: httpx.Client) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return client.get("/-/ready").status_code == 200
-    return False

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
 
+import httpx
 import psutil
 import pytest
 
 from streaming.clock import boottime_s, exec_time_s
-from tests.coldstream import serving, wait_for
+from tests.coldstream import Server, runs, serving, wait_for
 from tests.collector import black_hole, collector
 from tests.unit.test_metrics import samples
+from tools.blob_server import BlobServer
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+LINGER = ("--fail-linger", "20")
 PHASES = {
     "interpreter",
     "server.settings",
@@ -109,6 +115,9 @@ def _check_children(sink, root):
         assert [span.parent_id for span in shards] == [whole.span_id] * 2
         assert sum(span.attributes["coldstream.bytes"] for span in shards) == whole.attributes["coldstream.bytes"]
         assert all(whole.start_ns <= span.start_ns <= span.end_ns <= whole.end_ns for span in shards)
+    for span in sink.named("shard.fetch"):
+        assert 0 < len(span.marks) == min(16, span.attributes["coldstream.ranges"])
+        assert all(0 <= mark["coldstream.range.start"] < mark["coldstream.range.end"] for mark in span.marks)
     fetched = {span.attributes["coldstream.shard"]: span.span_id for span in sink.named("shard.fetch")}
     for span in sink.named("shard.copy"):
         assert span.links == [(TRACE_ID, fetched[span.attributes["coldstream.shard"]])]
@@ -160,6 +169,75 @@ def test_every_request_is_a_trace_and_probes_and_pieces_are_none(demo_model_dir,
     assert [inference.start_ns, *marks, inference.end_ns] == sorted([inference.start_ns, *marks, inference.end_ns])
     assert not [span.name for span in sink.spans if "metrics" in span.name or "health" in span.name]
     assert f'"trace_id": "{first.trace_id}"' in log  # of the line that tells of the first token
+
+
+def test_a_start_that_fails_is_a_trace_without_a_secret(tmp_path, running_collector):
+    """An error of the reason's class, with the phases so far; neither URI nor token in it."""
+    sink = running_collector.sink
+    sink.spans.clear()
+    environ = running_collector.environment("http/protobuf") | {"AZURE_STORAGE_SAS_TOKEN": "sig=c2VjcmV0"}
+    with (
+        BlobServer(tmp_path) as source,
+        serving(f"{source.url}/nobody", *LINGER, log_path=tmp_path / "log", environ=environ) as server,
+    ):
+        root = sink.wait_for("startup")
+        assert wait_for(lambda: server.health()[1]["state"] == "failed")
+    assert root.is_error
+    assert root.attributes["error.type"] == root.status_message == "BlobNotFound"
+    assert "model_load_complete" not in root.attributes
+    children = {span.name for span in sink.spans if span.parent_id == root.span_id}
+    assert children >= {"interpreter", "server.settings", "server.bind", "loader.spawn"}
+    assert "c2VjcmV0" not in repr(sink.spans)
+    assert "nobody" not in repr(sink.spans)
+
+
+def test_a_start_that_fails_does_not_wait_for_a_dead_collector(tmp_path):
+    """The reason is on standard error, and two seconds later the process is gone."""
+    with black_hole() as endpoint, BlobServer(tmp_path) as source:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+        with serving(f"{source.url}/nobody", log_path=tmp_path / "log", environ=environ) as server:
+            wait_for(lambda: "BlobNotFound: " in server.log(), 60)
+            said_s = time.monotonic()
+            _, status = os.waitpid(server.pid, 0)
+            assert time.monotonic() - said_s < 4
+    assert os.waitstatus_to_exitcode(status) == 3
+
+
+def test_a_signal_while_loading_ends_the_server_at_once_and_leaves_no_trace(demo_model_dir, tmp_path):
+    """Whoever stops a server that is not ready does not wait for a collector."""
+    with black_hole() as endpoint, BlobServer(demo_model_dir, bytes_per_s=5e6) as source:
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+        with serving(source.url, log_path=tmp_path / "log", environ=environ) as server:
+            wait_for(lambda: _state(server) == "loading", 60)
+            assert not any(runs(child, "app.telemetry.exporter") for child in server.family())
+            asked_s = time.monotonic()
+            os.kill(server.pid, signal.SIGTERM)
+            _, status = os.waitpid(server.pid, 0)
+            assert time.monotonic() - asked_s < 2
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _state(server: Server) -> str | None:
+    with contextlib.suppress(httpx.TransportError):
+        return str(server.health()[1]["state"])
+    return None
+
+
+def test_shards_that_go_to_disk_are_spans(pushed_demo, azure_environment, tmp_path, running_collector):
+    """host-staging downloads one after the other, and each has its fetch."""
+    sink = running_collector.sink
+    sink.spans.clear()
+    environ = running_collector.environment("grpc") | azure_environment | {"TMPDIR": str(tmp_path)}
+    flags = ("--load-strategy", "host-staging")
+    with serving(pushed_demo, *flags, log_path=tmp_path / "log", environ=environ) as server:
+        server.wait_ready()
+        root = sink.wait_for("startup")
+    (whole,) = sink.named("weights.fetch")
+    shards = sink.named("shard.fetch")
+    assert [span.parent_id for span in shards] == [whole.span_id] * 2
+    assert sum(span.attributes["coldstream.bytes"] for span in shards) == root.attributes["coldstream.bytes"] > 200e6
+    assert shards[0].end_ns <= shards[1].start_ns
+    assert sink.named("shard.copy") == []
 
 
 def test_a_collector_that_never_answers_costs_neither_answers_nor_memory(demo_model_dir, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from streaming.clock import boottime_s, exec_time_s
 from tests.coldstream import ROOT, Server, serving, wait_for
 from tests.gpu.conftest import gpu_process_count, gpu_used_mib
+from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
 from tools.blob_server import BlobServer
 
 pytestmark = pytest.mark.gpu
@@ -26,6 +27,22 @@ REFUSALS = {
     "    raise cuda_driver.CudaError('cuMemHostRegister', 'CUDA_ERROR_OUT_OF_MEMORY')\n"
     "cuda_driver.Cuda.register = register",
 }
+
+
+# What a GPU with room to spare does not meet: an allocation that fails, beside every report of its memory.
+NO_ROOM = """
+
+from app.engine import device_memory
+usual = device_memory.DeviceMemory.use
+def use(self):
+    import torch
+    try:
+        torch.empty(1 << 40, dtype=torch.uint8, device="cuda")
+    except torch.OutOfMemoryError:
+        pass
+    return usual(self)
+device_memory.DeviceMemory.use = use
+"""
 
 
 def text_of(folder: Path, token_id: int) -> str:
@@ -60,6 +77,43 @@ def test_the_planted_token_is_answered(planted, tmp_path):
         os.kill(server.pid, signal.SIGTERM)
         os.waitpid(server.pid, 0)
     wait_for(lambda: gpu_used_mib() == before_mib)
+
+
+def test_metrics_tell_of_the_gpus_memory(planted, tmp_path):
+    """Used and peak within the whole, the allocator within what is used, and two moments of the start."""
+    folder, prompt, _ = planted
+    with serving(str(folder), "--device", "cuda", log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        answer(server, prompt)
+        found = wait_for(lambda: gpu_samples(server))
+    used, peak, whole = (found[f"coldstream_gpu_memory_{name}"][""] for name in ("used_bytes", "peak_bytes", "bytes"))
+    assert 0 < used <= peak <= whole
+    allocated, reserved = (found[f"coldstream_gpu_allocator_{name}_bytes"][""] for name in ("allocated", "reserved"))
+    assert 0 < allocated <= reserved < used
+    at = found["coldstream_startup_gpu_memory_used_bytes"]
+    assert 0 < at["at=weights_landed"] <= at["at=ready"] <= peak
+    assert (
+        found["coldstream_gpu_allocation_retries_total"] == found["coldstream_gpu_allocation_failures_total"] == {"": 0}
+    )
+
+
+def test_every_metric_that_only_a_gpu_can_drive_is_driven(planted, tmp_path):
+    """The list that a CPU leaves out: slots that cannot be pinned, and allocations that fail."""
+    folder, prompt, _ = planted
+    environ = refusing(tmp_path, "pageable-slots")
+    with (tmp_path / "sitecustomize.py").open("a") as code:
+        code.write(NO_ROOM)
+    with serving(str(folder), "--device", "cuda", log_path=tmp_path / "log", environ=environ) as server:
+        server.wait_ready()
+        answer(server, prompt)
+        found = wait_for(lambda: gpu_samples(server))
+    assert {name for name in ONLY_A_GPU_CAN if any(found[name].values())} == ONLY_A_GPU_CAN
+
+
+def gpu_samples(server: Server) -> dict[str, dict[str, float]] | None:
+    """A scrape that has the engine's own figures."""
+    found = samples(server.client.get("/metrics").text)
+    return found if "coldstream_gpu_memory_used_bytes" in found else None
 
 
 def test_kill_9_of_everything_leaves_no_gpu_memory(planted, tmp_path):

@@ -52,6 +52,12 @@ def test_shards_are_staged_whole_and_unnamed(folder, tmp_path, azurite_source):
     assert all(os.readlink(f"/proc/self/fd/{fd}").startswith(str(disk)) for fd in result.staged.values())  # noqa: PTH115
     assert [*seen, *disk.iterdir()] == []
     assert result.report.fetched_bytes == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    times = {shard.shard: shard for shard in result.report.shards}
+    assert {name: shard.nbytes for name, shard in times.items()} == {
+        path.name: path.stat().st_size for path in folder.glob("*.safetensors")
+    }
+    ends_s = [at_s for shard in result.report.shards for at_s in shard.fetch]
+    assert ends_s == sorted(ends_s)  # one after the other
     assert sorted(result.landed_chunk_ids) == sorted(chunk.chunk_id for chunk in result.plan.chunks)
     assert (result.fd, result.memory.kind) == (None, "staged")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -20,10 +21,27 @@ from app.telemetry.http_requests import HttpRequest
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import WatchedRequest
 from streaming.clock import boottime_s
+from streaming.messages import Chunk, ShardTimes
 from streaming.progress import Progress
+from streaming.timings import Timings
 from tests.unit.scripted_engine import HANG, serve
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+# Here an engine's report is scripted; tests/gpu has a real one's, tests/e2e everything else.
+ONLY_A_GPU_CAN = {
+    metric.name
+    for metric in (
+        names.DEVICE_USED,
+        names.DEVICE_PEAK,
+        names.DEVICE_TOTAL,
+        names.DEVICE_ALLOCATED,
+        names.DEVICE_RESERVED,
+        names.DEVICE_RETRIES,
+        names.DEVICE_FAILURES,
+        names.STARTUP_DEVICE_USED,
+        names.FALLBACKS,  # every fallback is one from a GPU's memory to the host's
+    )
+}
 
 
 def samples(text: str) -> dict[str, dict[str, float]]:
@@ -45,6 +63,19 @@ def loading() -> Lifecycle:
     return lifecycle
 
 
+def read_shard(name: str, seconds: list[float]) -> ShardTimes:
+    """A shard of reads that took so long."""
+    timings = Timings()
+    for index, each in enumerate(seconds):
+        timings.fetched(Chunk(chunk_id=index, shard=name, start=index, end=index + 1, segments=()), 0.0, each)
+        timings.taken(name, each, each)
+    (times,) = timings.shards()
+    return times
+
+
+SHARDS = (read_shard("a", [0.01, 0.02]), read_shard("b", [0.02, 99.0]), ShardTimes(shard="c", nbytes=1, fetch=(0, 1)))
+
+
 def busy_service():
     """A service in which everything that is counted has happened."""
     served = serve(lifecycle=loading())
@@ -58,7 +89,18 @@ def busy_service():
     service.ledger.restarts["engine"] += 1
     service.waiting_room.held += 1
     service.waiting_room.refused["timeout"] += 1
-    device = DeviceUse(total_bytes=80, used_bytes=40, peak_bytes=60)
+    service.ledger.device_used_bytes = {"weights_landed": 30, "ready": 40}
+    service.ledger.shards = SHARDS
+    service.active_requests["POST", "http"] += 1
+    device = DeviceUse(
+        total_bytes=80,
+        used_bytes=40,
+        peak_bytes=60,
+        allocated_bytes=10,
+        reserved_bytes=20,
+        allocation_retries=3,
+        allocation_failures=2,
+    )
     service.load.update(EngineStats(running=2, waiting=1, used_blocks=3, num_blocks=4, preemptions=5, device=device))
     service.dropped_traces = lambda: 7
     return served
@@ -187,18 +229,58 @@ def serve_nothing():
     return asyncio.run(build())
 
 
-async def test_preemptions_go_on_over_a_restart_and_nothing_runs_meanwhile():
+async def test_reads_of_all_shards_are_one_histogram():
+    """Cumulated counts over every shard whose reads are known; none where they are not."""
+    served = serve()
+    async with served.client() as client:
+        served.service.ledger.shards = SHARDS[2:]
+        assert "coldstream_range_fetch" not in (await client.get("/metrics")).text
+        served.service.ledger.shards = SHARDS
+        text = (await client.get("/metrics")).text
+    found = samples(text)
+    buckets = found["coldstream_range_fetch_duration_seconds_bucket"]
+    assert (buckets["le=0.005"], buckets["le=0.01"], buckets["le=0.025"]) == (0, 1, 3)
+    assert (buckets["le=60.0"], buckets["le=+Inf"]) == (3, 4)
+    assert found["coldstream_range_fetch_duration_seconds_count"] == {"": 4}
+    assert found["coldstream_range_fetch_duration_seconds_sum"][""] == pytest.approx(99.05)
+
+
+async def test_requests_count_as_active_while_they_are_answered():
+    """By method; a scrape and a probe are none."""
+    computing = asyncio.Barrier(3)
+    served = serve(lambda _: [computing, 97, HANG])
+    async with served.client() as client:
+        body = {"model": "toy", "prompt": "ab", "max_tokens": 9}
+        asked = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(2)]
+        await computing.wait()
+        during = samples((await client.get("/metrics")).text)["http_server_active_requests"]
+        for task in asked:
+            task.cancel()
+        await asyncio.wait(asked)
+        after = samples((await client.get("/metrics")).text)["http_server_active_requests"]
+    labels = "http_request_method=POST,url_scheme=http"
+    assert (during, after) == ({labels: 2}, {labels: 0})
+
+
+async def test_counters_go_on_over_a_restart_and_nothing_runs_meanwhile():
     """A counter never falls; gauges of a dead engine are zero or gone."""
     served = busy_service()
+    before = served.service.load.stats
     served.service.load.lost()
     async with served.client() as client:
         dead = samples((await client.get("/metrics")).text)
-        served.service.load.update(EngineStats(running=1, waiting=0, used_blocks=0, num_blocks=4, preemptions=2))
+        device = msgspec.structs.replace(before.device, allocation_retries=1, allocation_failures=0)
+        served.service.load.update(
+            EngineStats(running=1, waiting=0, used_blocks=0, num_blocks=4, preemptions=2, device=device)
+        )
         alive = samples((await client.get("/metrics")).text)
     assert dead["coldstream_preemptions_total"] == {"": 5}
     assert dead["coldstream_requests_running"] == dead["coldstream_requests_waiting"] == {"": 0}
     assert "coldstream_kv_cache_usage_ratio" not in dead
     assert alive["coldstream_preemptions_total"] == {"": 7}
+    for name, count in {"retries": (3, 4), "failures": (2, 2)}.items():
+        each = f"coldstream_gpu_allocation_{name}_total"
+        assert (dead[each], alive[each]) == ({"": count[0]}, {"": count[1]})
 
 
 def test_nothing_heavy_is_imported_before_probes_answer():

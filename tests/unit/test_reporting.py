@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.engine.blocks import BlockAllocator
+from app.engine.device_memory import DeviceMemory
 from app.engine.loop import Loop
 from app.engine.reporting import INTERVAL_S, Reporting
 from app.engine.scheduler import Scheduler
@@ -38,15 +39,33 @@ def test_what_has_not_changed_is_not_told():
     assert told == [stats(0)]
 
 
+ALLOCATOR = {
+    "allocated_bytes": {"all": {"current": 3, "peak": 9}},
+    "reserved_bytes": {"all": {"current": 8, "peak": 9}},
+    "num_alloc_retries": 2,
+    "num_ooms": 1,
+}
+
+
 def test_the_devices_peak_is_the_most_that_was_seen():
-    """Memory that was given back still counts as a watermark."""
+    """Memory that was given back still counts as a watermark; the allocator's figures are torch's."""
     told = []
     free = iter([70, 20, 50])
-    reporting = Reporting(lambda: stats(0), told.append, device_memory=lambda: (next(free), 100))
+    device = DeviceMemory(lambda: (next(free), 100), lambda: ALLOCATOR)
+    reporting = Reporting(lambda: stats(0), told.append, device=device)
     for _ in range(3):
         reporting.tell()
     uses = [
-        DeviceUse(total_bytes=100, used_bytes=used, peak_bytes=peak) for used, peak in ((30, 30), (80, 80), (50, 80))
+        DeviceUse(
+            total_bytes=100,
+            used_bytes=used,
+            peak_bytes=peak,
+            allocated_bytes=3,
+            reserved_bytes=8,
+            allocation_retries=2,
+            allocation_failures=1,
+        )
+        for used, peak in ((30, 30), (80, 80), (50, 80))
     ]
     assert [each.device for each in told] == uses
 

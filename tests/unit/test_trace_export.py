@@ -17,7 +17,7 @@ TRACE = Trace(trace_id="ab" * 16, spans=())
 
 def test_what_does_not_fit_is_dropped_and_counted():
     """Nobody reads: a bounded number waits."""
-    export = TraceExport(lambda: pytest.fail("not started"), delay_s=0)
+    export = TraceExport(lambda: pytest.fail("not started"))
     for _ in range(1000):
         export.put(TRACE)
     assert export.dropped == 1000 - 256
@@ -32,7 +32,7 @@ def test_an_exporter_that_is_done_for_delays_nothing(exporters):
         children.append(spawn("app.telemetry.exporter", os.environ, *exporters))
         return children[0]
 
-    export = TraceExport(start, delay_s=0)
+    export = TraceExport(start)
     export.start()
     wait_for(lambda: children)
     if exporters != ["console"]:
@@ -51,7 +51,7 @@ def test_closing_waits_so_long_and_no_longer():
         children.append(spawn("tests.unit.sleeper", os.environ))
         return children[0]
 
-    export = TraceExport(start, delay_s=0)
+    export = TraceExport(start)
     export.start()
     wait_for(lambda: children)
     for _ in range(200):

@@ -22,7 +22,7 @@ class Kept(TraceExport):
     """Keeps what would be exported."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: pytest.fail("nothing is started"), delay_s=0)
+        super().__init__(lambda: pytest.fail("nothing is started"))
         self.traces: list[Trace] = []
 
     def put(self, trace: Trace) -> None:

@@ -1,0 +1,160 @@
+"""Every metric tells of something, and every panel of the dashboard shows it: one server meets all that is counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.telemetry import names
+from tests.coldstream import Server, serving, wait_for
+from tests.collector import sink
+from tests.prometheus import asked, lint, prometheus, unparsable
+from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
+from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
+from tools.blob_server import BlobServer
+from tools.random_checkpoint import write_checkpoint
+
+# 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
+TIGHT = ("--kv-cache-memory-bytes", str(50 * 16 * 256), "--max-num-seqs", "4")
+# One read after the other, so that a rate is known after the first of four.
+SLOWLY = ("--concurrency", "1")
+LONG_PROMPT = (
+    "A cold start is over when the first token of the first answer has been read by whoever asked for it. " * 2
+)
+
+
+def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
+    """Load, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
+    write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
+    with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
+        server.wait_ready()
+        wait_for(lambda: _crowd(server, client), 60)
+        for _ in range(2):
+            server.complete(LONG_PROMPT, max_tokens=2)
+        _lose_the_exporter(server)
+        _lose_the_engine(server)
+        server.complete("Hello", max_tokens=4)
+        wait_for(lambda: not _silent(client), 20)
+        text = server.client.get("/metrics").content
+        empty = wait_for(lambda: _told_apart(_without_data(client, start_s, server)), 20)
+    assert lint(text) == ""
+    assert empty == {title for title, target in TARGETS if used(target["expr"]) <= ONLY_A_GPU_CAN}
+
+
+@contextlib.contextmanager
+def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Client, float]]:
+    """A server that loads for seconds, a Prometheus that watches it from the first one on, and when that was."""
+    start_s = time.time()
+    with (
+        BlobServer(folder, bytes_per_s=200e3) as source,
+        sink() as (_, sink_port),
+        serving(
+            source.url,
+            *TIGHT,
+            *SLOWLY,
+            log_path=tmp_path / "log",
+            environ={
+                "OMP_NUM_THREADS": "1",  # a busy machine has none to spare, and so small a model no work for more
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",
+                "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            },
+        ) as server,
+        prometheus(server.url.removeprefix("http://"), tmp_path) as client,
+    ):
+        yield server, client, start_s
+
+
+def _crowd(server: Server, client: httpx.Client) -> bool:
+    """Six sequences for room for four, which outgrow the cache; whether a scrape came in the middle."""
+    with ThreadPoolExecutor(6) as pool:
+        prompts = [f"{number} is the number of" for number in range(6)]
+        list(pool.map(lambda prompt: server.complete(prompt, max_tokens=300, ignore_eos=True), prompts))
+    return not _silent(client) & {names.RUNNING.name, names.WAITING.name, names.KV_USED.name, names.HTTP_ACTIVE.name}
+
+
+def _lose_the_exporter(server: Server) -> None:
+    """What is traced from now on goes nowhere."""
+    server.child("app.telemetry.exporter").kill()
+
+    def dropped() -> bool:
+        server.client.get("/v1/models")
+        return samples(server.client.get("/metrics").text)["coldstream_traces_dropped_total"][""] > 0
+
+    wait_for(dropped)
+
+
+def _lose_the_engine(server: Server) -> None:
+    """In the middle of an answer."""
+    begun = threading.Event()
+
+    def ask() -> None:
+        body = {"model": "m", "prompt": "Count:", "max_tokens": 700, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+            for _ in answer.iter_lines():
+                begun.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        assert begun.wait(30)
+        server.child("app.engine").kill()
+        asking.result()
+    server.wait_ready()
+
+
+def _silent(client: httpx.Client) -> set[str]:
+    """Metrics of the list that Prometheus has never seen above zero, but those that need a GPU."""
+    silent = set()
+    for metric in names.METRICS:
+        name = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
+        if not asked(client, "query", query=f"max_over_time({name}[10m]) > 0"):
+            silent.add(metric.name)
+    assert silent >= ONLY_A_GPU_CAN
+    return silent - ONLY_A_GPU_CAN
+
+
+def _without_data(client: httpx.Client, start_s: float, server: Server) -> set[str]:
+    """Titles of panels with a query that has given nothing since the start."""
+    times = {"start": start_s, "end": time.time(), "step": 1}
+    instance = server.url.removeprefix("http://")
+    return {
+        title
+        for title, target in TARGETS
+        if not asked(client, "query_range", query=_filled_in(target["expr"], instance), **times)
+    }
+
+
+def _told_apart(empty: set[str]) -> set[str] | None:
+    """None while rates still lack their second scrape."""
+    return empty if all(_needs_a_gpu(title) for title in empty) else None
+
+
+def _needs_a_gpu(title: str) -> bool:
+    return any(used(target["expr"]) <= ONLY_A_GPU_CAN for name, target in TARGETS if name == title)
+
+
+def _filled_in(expression: str, instance: str) -> str:
+    """As Grafana would send it."""
+    return expression.replace("$instance", ".*").replace("$start", instance).replace("$__rate_interval", "1m")
+
+
+def test_every_expression_of_the_dashboard_is_promql(tmp_path):
+    """As promtool reads it; and it does refuse what is none."""
+    expressions = [_filled_in(target["expr"], "pod:8000") for _, target in TARGETS]
+    assert not any("$" in expression for expression in expressions)
+    assert unparsable(expressions, tmp_path) == ""
+    assert unparsable(["sum by (x) rate("], tmp_path) != ""
+
+
+@pytest.mark.parametrize("variable", ["instance", "start"])
+def test_the_variables_query_names_a_metric_from_the_first_second(variable):
+    """Else there would be nothing to choose from while a server loads."""
+    (found,) = [each for each in DASHBOARD["templating"]["list"] if each["name"] == variable]
+    assert names.STATE.name in json.dumps(found["query"])
