@@ -182,10 +182,14 @@ class StartupMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Warm on real weights: the next Submit is answered at full speed. `memory` is told on a GPU only."""
+    """Warm on real weights: the next Submit is answered at full speed.
+
+    `first_token_id` is what follows the warm-up prompt. `memory` is told on a GPU only.
+    """
 
     max_model_len_tokens: int
     kv_cache_blocks: int
+    first_token_id: int
     memory: StartupMemory | None = None
 
 

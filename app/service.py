@@ -17,7 +17,7 @@ from app.sampling_defaults import SamplingDefaults
 from app.telemetry.engine_load import EngineLoad
 from app.telemetry.http_requests import HttpObserver
 from app.telemetry.ledger import Ledger
-from app.telemetry.names import FIRST_TOKEN
+from app.telemetry.names import FIRST_ANSWER
 from app.telemetry.requests import Observer, Watch, WatchedRequest
 from app.telemetry.spans import RequestTrace
 from app.waiting_room import WaitingRoom, not_ready
@@ -100,9 +100,9 @@ class Service:
         return Watch(request, self.observers)
 
     def first_token(self) -> bool:
-        """The first token of some sequence has reached the API; the process's first is a milestone, told by True."""
+        """Some sequence's first token has reached the API; the first one of all is a milestone, told by True."""
         now_s = boottime_s()
-        is_first = self.ledger.milestone(FIRST_TOKEN, now_s)
+        is_first = self.ledger.milestone(FIRST_ANSWER, now_s)
         if is_first and self._report_first_token:
             logger.info("first token %.3f s after exec", now_s - self.ledger.exec_s)
         return is_first

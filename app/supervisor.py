@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
+# Reached at the end of a phase of the engine.
+_MILESTONES = {"weights.load": names.LOAD_COMPLETE, "engine.first_pass": names.FIRST_TOKEN}
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Supervisor:
         """Enter a phase of another process into the ledger."""
         self._service.ledger.phase(phase.name, phase.start_s, phase.end_s)
         self._service.lifecycle.eta.engine_phase(phase.name, phase.start_s, phase.end_s)
-        if phase.name == "source.headers":
-            self._service.ledger.milestone(names.FETCH_START, phase.start_s)
+        if phase.name in _MILESTONES:
+            self._service.ledger.milestone(_MILESTONES[phase.name], phase.end_s)
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
@@ -144,6 +146,7 @@ class Supervisor:
         assert self._model is not None  # nothing is planned without one
         plan, planned_s = planned.plan, planned.planned_s
         self._planned_s = planned_s
+        self._service.ledger.milestone(names.FETCH_START, planned_s)
         self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
         self._service.lifecycle.advance(State.LOADING, f"loading weights ({self._request.strategy})")
         bind = BindArena(
@@ -208,11 +211,16 @@ class Supervisor:
         )
         self._service.engine.attach(self._engine.send)
         ready_s = boottime_s()
-        if self._service.ledger.milestone(names.LOAD_COMPLETE, ready_s):
+        if self._service.ledger.milestone(names.READY, ready_s):
             self._service.ledger.phase("ready", heard_s, ready_s)
             self._service.ledger.device_used_bytes = _device_used_bytes(ready)
         if self._service.lifecycle.advance(State.READY, "loaded and warm"):
-            logger.info("ready: %s, %d KV cache blocks", model.architecture, ready.kv_cache_blocks)
+            logger.info(
+                "ready: %s, %d KV cache blocks, the warm-up's first token is %r",
+                model.architecture,
+                ready.kv_cache_blocks,
+                text.names.text(ready.first_token_id),
+            )
 
     def engine_output(self, output: StepOutput | RequestFailed) -> None:
         """Hand tokens to whoever waits for them."""

@@ -57,7 +57,9 @@ class PacedEngine:
                     self._running.pop(request_id, None)
                 case WeightsLanded():
                     self._connection.send(
-                        EngineReady(max_model_len_tokens=_MAX_MODEL_LEN_TOKENS, kv_cache_blocks=1 << 20)
+                        EngineReady(
+                            max_model_len_tokens=_MAX_MODEL_LEN_TOKENS, kv_cache_blocks=1 << 20, first_token_id=0
+                        )
                     )
 
     def _step(self) -> None:

@@ -22,7 +22,7 @@ from tools.ports import free_port
 
 Run = dict[str, float]
 
-_FIGURES = {"ready_s": "model_load_complete", "first_token_s": "first_token_time"}
+_FIGURES = {"ready_s": "ready_time", "first_answer_s": "first_answer_time"}
 
 
 def main() -> None:

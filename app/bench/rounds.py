@@ -29,7 +29,7 @@ def bench(command: Command) -> int:
     for number, strategy in schedule(strategies, rounds):
         run = _measure(command, strategy)
         runs[strategy].append(run)
-        _say(f"run {number} of {rounds}, {strategy}: first token {run['cold_start_s']:.2f} s after exec")
+        _say(f"run {number} of {rounds}, {strategy}: first answer {run['first_answer_s']:.2f} s after exec")
     _print(command.settings, runs)
     return 0
 

@@ -95,13 +95,18 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     device = _device_memory(model.device)
     landed_bytes = _used_bytes(device)
     with _timed(connection, "engine.first_pass"):
-        check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
+        token_id = check_weights(runner, blocks, options.block_size_tokens, landed.warmup_token_ids)
         sampler.join()
     # A first request that is waiting already is answered before the rest of torch competes with it.
     threading.Timer(_FIRST_ANSWER_S, torch_import.go_on if kernels is None else kernels.begin).start()
     memory = StartupMemory(landed_bytes=landed_bytes, ready_bytes=_used_bytes(device)) if device else None
     connection.send(
-        EngineReady(max_model_len_tokens=max_model_len_tokens, kv_cache_blocks=blocks.num_blocks, memory=memory)
+        EngineReady(
+            max_model_len_tokens=max_model_len_tokens,
+            kv_cache_blocks=blocks.num_blocks,
+            first_token_id=token_id,
+            memory=memory,
+        )
     )
     scheduler = _scheduler(blocks, options)
     _loop(connection, inbox, model, runner, kernels, scheduler, device, max_model_len_tokens).run()

@@ -47,27 +47,28 @@ def warm_up_sampler(model: LanguageModel) -> threading.Thread:
 
 def check_weights(
     runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int, token_ids: tuple[int, ...]
-) -> None:
-    """One pass of `token_ids` (or a few tokens, if there are none) over the landed weights.
+) -> int:
+    """One pass of `token_ids` (or a few tokens, if there are none) over the landed weights; its likeliest next token.
 
     Raises:
         CheckpointError: The logits are not finite.
     """
-    if not _pass(runner, blocks, block_size_tokens, token_ids or (0,)):
+    logits = _pass(runner, blocks, block_size_tokens, token_ids or (0,))
+    if not torch.isfinite(logits).all():
         raise CheckpointError("the model's logits are not finite: the checkpoint's weights are damaged")
+    return int(logits[-1].argmax())
 
 
-def _pass(runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int, token_ids: tuple[int, ...]) -> bool:
-    """One prefill of 16 tokens, whatever is to be computed: another number of rows might need other kernels.
-
-    Returns whether every logit is finite.
-    """
+def _pass(
+    runner: ModelRunner, blocks: BlockAllocator, block_size_tokens: int, token_ids: tuple[int, ...]
+) -> torch.Tensor:
+    """Logits (rows, vocab) of one prefill of 16 tokens: with another number of rows it might need other kernels."""
     tokens = min(_WARMUP_TOKENS, blocks.num_blocks * block_size_tokens)
     sequence = _scratch_sequence(list(itertools.islice(itertools.cycle(token_ids), tokens)))
     sequence.block_ids = blocks.allocate(-(-tokens // block_size_tokens), after=None)
     logits = runner.logits([Span(sequence, 0, tokens)])
     blocks.free(sequence.block_ids)
-    return bool(torch.isfinite(logits).all())
+    return logits
 
 
 def _scratch_sequence(token_ids: list[int], sampling: SamplingParams | None = None) -> Sequence:

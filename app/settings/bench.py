@@ -11,11 +11,12 @@ from app.settings.kinds import TEXT, Kind, integer
 from streaming.options import DIRECT_GPU, HOST_STAGING
 
 COLUMNS = {
-    "fetch_s": "the first metadata read to the last weight byte fetched (host-staging: on disk)",
+    "fetch_s": "the first read of weights to the last weight byte fetched (host-staging: on disk)",
     "stage_s": "from then until every byte is where the engine takes it from",
-    "load_s": "from then until loaded, warm and checked: /health turns 200",
-    "ttft_s": "from then until the first token, asked for by polling /health every 20 ms",
-    "cold_start_s": "exec to first token; more than the sum by what comes before the first read",
+    "load_s": "from then until the parameters hold them (host-staging: the copy from disk)",
+    "ttft_s": "from then until the warm-up prompt's first token",
+    "cold_start_s": "all of that: the first read of weights to the first token",
+    "first_answer_s": "exec to a client's first token, asked for by polling /health every 20 ms",
 }
 
 
@@ -49,7 +50,7 @@ HELP = "\n".join(
         "",
         "Columns, from the milestones of each server's /startupz. Its spans follow one another; of direct-gpu the",
         "work behind them overlaps (bytes land and torch is imported while others are fetched):",
-        *(f"  {name:<12} {text}" for name, text in COLUMNS.items()),
+        *(f"  {name:<14} {text}" for name, text in COLUMNS.items()),
         "",
         "Flags, variables and file are those of serve; --host, --port and --load-strategy are chosen here.",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from app.telemetry.names import COLD_START_S, FIRST_TOKEN, SPANS
+from app.telemetry.names import COLD_START_FROM_EXEC_S, FIRST_TOKEN, SPANS
 from streaming.messages import ShardTimes
 
 
@@ -60,7 +60,7 @@ class Ledger:
         spans = {
             name: known[end] - known[start] for name, (start, end) in SPANS.items() if start in known and end in known
         }
-        return spans | ({COLD_START_S: known[FIRST_TOKEN]} if FIRST_TOKEN in known else {})
+        return spans | ({COLD_START_FROM_EXEC_S: known[FIRST_TOKEN]} if FIRST_TOKEN in known else {})
 
     def as_dict(self) -> dict[str, object]:
         """The ledger as `/startupz` shows it, in order of time, rounded to the millisecond."""

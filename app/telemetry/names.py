@@ -130,7 +130,11 @@ STATE = Metric("coldstream_state", "gauge", "1 for the server's state, 0 for the
 LOAD_BYTES = Metric("coldstream_load_bytes", "gauge", "Bytes that the load fetches in all; known once it is planned.")
 LOAD_LANDED = Metric("coldstream_load_landed_bytes", "gauge", "Bytes of them that are at their addresses.")
 LOAD_RATE = Metric("coldstream_load_throughput_bytes_per_second", "gauge", "Over the last five seconds; 0 once loaded.")
-LOAD_ETA = Metric("coldstream_load_eta_seconds", "gauge", "Until the last byte, at this rate; while weights load.")
+LOAD_ETA = Metric(
+    "coldstream_load_eta_seconds",
+    "gauge",
+    "Until ready: the last byte at this rate, then the engine's pass over the weights.",
+)
 RANGE_DURATION = Metric(
     "coldstream_range_fetch_duration_seconds",
     "histogram",
@@ -153,7 +157,7 @@ MILESTONE = Metric(
     "coldstream_startup_milestone_seconds", "gauge", "When a milestone was reached, since exec.", ("milestone",)
 )
 COLD_START = Metric(
-    "coldstream_startup_duration_seconds", "gauge", "The cold start's spans, as coldstream bench has them.", ("span",)
+    "coldstream_startup_duration_seconds", "gauge", "The cold start's spans between milestones.", ("span",)
 )
 FALLBACKS = Metric(
     "coldstream_fallbacks_total", "counter", "What was replaced because it was not to be had.", ("what",)
@@ -171,17 +175,20 @@ FETCH_END = "artifact_fetch_end"
 STAGING_COMPLETE = "host_staging_complete"
 LOAD_COMPLETE = "model_load_complete"
 FIRST_TOKEN = "first_token_time"  # noqa: S105 - a token of text
-COLD_START_S = "cold_start_s"
+READY = "ready_time"
+FIRST_ANSWER = "first_answer_time"
+COLD_START_FROM_EXEC_S = "cold_start_from_exec_s"
 SPANS = {
     "fetch_s": (FETCH_START, FETCH_END),
     "stage_s": (FETCH_END, STAGING_COMPLETE),
     "load_s": (STAGING_COMPLETE, LOAD_COMPLETE),
     "ttft_s": (LOAD_COMPLETE, FIRST_TOKEN),
+    "cold_start_s": (FETCH_START, FIRST_TOKEN),
 }
 
 # Spans, and attributes of them that no convention names.
 STARTUP_SPAN = "startup"
-FIRST_TOKEN_SPAN = "first_token"  # noqa: S105 - a token of text
+FIRST_ANSWER_SPAN = "first_answer"
 SHARD_SPANS = {"fetch": "shard.fetch", "stage": "shard.stage", "copy": "shard.copy"}
 BYTES = "coldstream.bytes"
 THROUGHPUT = "coldstream.throughput_bytes_per_s"

@@ -26,7 +26,7 @@ class WatchedRequest(msgspec.Struct, kw_only=True):
     `operation` is `CHAT` or `COMPLETION`. `ready_s` is when the server became ready that it had to wait for;
     `scheduled_s` when the engine began with its first sequence,
     `first_token_s` when a token had come; None where that never happened. `prompt_tokens` and `cached_tokens` are of the
-    sequences that began, `usage_cached_tokens` of each prompt's first, `output_tokens` of all. The process's first token is in the one that `has_first_token`. `error` is None where all went well. `parameters` are the request's own,
+    sequences that began, `usage_cached_tokens` of each prompt's first, `output_tokens` of all. The process's first token for a client is in the one that `is_first_answer`. `error` is None where all went well. `parameters` are the request's own,
     by their names in OpenTelemetry's conventions.
     """
 
@@ -47,7 +47,7 @@ class WatchedRequest(msgspec.Struct, kw_only=True):
     output_tokens: int = 0
     finish_reasons: list[str] = []
     error: str | None = None
-    has_first_token: bool = False
+    is_first_answer: bool = False
 
 
 Observer = Callable[[WatchedRequest], None]
@@ -87,7 +87,7 @@ class Watch:
     ) -> None:
         """A sequence's first token has come; it may be its prompt's first choice, or the process's first token."""
         request = self.request
-        request.has_first_token |= is_first_of_all
+        request.is_first_answer |= is_first_of_all
         if request.first_token_s is None:
             request.first_token_s = boottime_s()
             request.scheduled_s = scheduled_s

@@ -34,7 +34,7 @@ def startup_trace(
     Of a start that failed, the phases that had ended until then.
     """
     at_ns = _after_exec(ledger, clock)
-    over_s = failure.at_s - ledger.exec_s if failure else ledger.milestones[names.LOAD_COMPLETE]
+    over_s = failure.at_s - ledger.exec_s if failure else ledger.milestones[names.READY]
     whole = Span(
         name=names.STARTUP_SPAN,
         span_id=root.span_id,
@@ -62,14 +62,14 @@ def startup_trace(
     return Trace(trace_id=root.trace_id, spans=tuple(spans), remote_parent=parent, always=True)
 
 
-def first_token_trace(ledger: Ledger, root: SpanContext, request: SpanContext, clock: UnixClock) -> Trace:
+def first_answer_trace(ledger: Ledger, root: SpanContext, request: SpanContext, clock: UnixClock) -> Trace:
     """What comes later: from ready to the first token of any request, whose own trace is linked."""
     at_ns = _after_exec(ledger, clock)
     span = Span(
-        name=names.FIRST_TOKEN_SPAN,
+        name=names.FIRST_ANSWER_SPAN,
         span_id=new_span_id(),
-        start_ns=at_ns(ledger.milestones[names.LOAD_COMPLETE]),
-        end_ns=at_ns(ledger.milestones[names.FIRST_TOKEN]),
+        start_ns=at_ns(ledger.milestones[names.READY]),
+        end_ns=at_ns(ledger.milestones[names.FIRST_ANSWER]),
         attributes=_figures(ledger),
         links=(request,),
     )

@@ -23,7 +23,7 @@ from app.telemetry.spans import (
     new_trace_id,
     parse_traceparent,
 )
-from app.telemetry.startup_trace import Failure, first_token_trace, startup_trace
+from app.telemetry.startup_trace import Failure, first_answer_trace, startup_trace
 from app.telemetry.trace_options import TraceOptions
 from streaming.clock import boottime_s
 
@@ -77,9 +77,9 @@ class Tracing:
         trace = request.trace
         if trace is None or not self._options.is_exported:
             return
-        if request.has_first_token:
+        if request.is_first_answer:
             links: tuple[SpanContext, ...] = (self._startup,)
-            self._export.put(first_token_trace(self._ledger, self._startup, trace.context, self._clock))
+            self._export.put(first_answer_trace(self._ledger, self._startup, trace.context, self._clock))
         else:
             links = ()
         trace.spans.append(self._inference(request, trace.context.span_id, links))

@@ -107,6 +107,8 @@ def test_served_from_azurite_over_az(pushed_demo, azure_environment, tmp_path):
         "host_staging_complete",
         "model_load_complete",
         "first_token_time",
+        "ready_time",
+        "first_answer_time",
     ]
     assert sorted(milestones, key=milestones.__getitem__) == order
     assert "AccountKey" not in log

@@ -59,8 +59,17 @@ def _agrees_with_the_ledger(found, ledger):
         "host_staging_complete",
         "model_load_complete",
         "first_token_time",
+        "ready_time",
+        "first_answer_time",
     }
-    assert set(ledger["durations"]) == {"fetch_s", "stage_s", "load_s", "ttft_s", "cold_start_s"}
+    assert set(ledger["durations"]) == {
+        "fetch_s",
+        "stage_s",
+        "load_s",
+        "ttft_s",
+        "cold_start_s",
+        "cold_start_from_exec_s",
+    }
     assert rounded(found["coldstream_startup_phase_start_seconds"]) == starts
     assert rounded(found["coldstream_startup_milestone_seconds"]) == milestones
     assert rounded(found["coldstream_startup_duration_seconds"]) == durations

@@ -71,11 +71,11 @@ def test_a_startup_is_a_trace_from_exec_to_ready_that_survives_sampling(
         server.client.post("/v1/completions", json=body, headers=headers)
         ledger = server.client.get("/startupz").json()
         sink.wait_for("text_completion m")
-        sink.wait_for("first_token")
+        sink.wait_for("first_answer")
     root = sink.wait_for("startup")
     _check_root(root, exec_ns, ledger)
     _check_children(sink, root)
-    _check_first_token(sink, root, ledger)
+    _check_first_answer(sink, root, ledger)
     (http,) = sink.named("POST /v1/completions")
     (inference,) = sink.named("text_completion m")
     assert (http.trace_id, http.parent_id, http.kind) == (caller, "b7ad6b7169203331", 2)
@@ -93,7 +93,7 @@ def _check_root(root, exec_ns, ledger):
     assert root.attributes["coldstream.bytes"] > 200e6
     assert root.resource["service.name"] == "coldstream"
     assert root.resource["k8s.pod.name"] == "p-1"
-    known = {name: at_s for name, at_s in ledger["milestones"].items() if name != "first_token_time"}
+    known = {name: at_s for name, at_s in ledger["milestones"].items() if name != "first_answer_time"}
     assert set(root.events) == set(known)
     for name, at_s in known.items():
         assert root.events[name] == pytest.approx(root.start_ns + at_s * 1e9, abs=1e6)
@@ -106,7 +106,7 @@ def _check_children(sink, root):
     assert all(
         root.start_ns <= span.start_ns <= span.end_ns <= root.end_ns
         for span in children.values()
-        if span.name != "first_token"
+        if span.name != "first_answer"
     )
     assert children["interpreter"].start_ns == root.start_ns
     for stage in ("fetch", "stage", "copy"):
@@ -123,9 +123,9 @@ def _check_children(sink, root):
         assert span.links == [(TRACE_ID, fetched[span.attributes["coldstream.shard"]])]
 
 
-def _check_first_token(sink, root, ledger):
+def _check_first_answer(sink, root, ledger):
     """It is known only after the trace was sent: a span of its own, with the rest of the case study's figures."""
-    first = sink.named("first_token")[-1]
+    first = sink.named("first_answer")[-1]
     assert (first.trace_id, first.parent_id) == (root.trace_id, root.span_id)
     assert len(first.links) == 1
     figures = {**ledger["milestones"], **ledger["durations"]}
@@ -160,7 +160,7 @@ def test_every_request_is_a_trace_and_probes_and_pieces_are_none(demo_model_dir,
     assert [span.attributes["http.response.status_code"] for span in (first, refused, second)] == [200, 404, 200]
     assert len({first.trace_id, refused.trace_id, second.trace_id, root.trace_id}) == 4
     assert first.links == inference.links == [(root.trace_id, root.span_id)]
-    assert sink.named("first_token")[0].links == [(first.trace_id, first.span_id)]
+    assert sink.named("first_answer")[0].links == [(first.trace_id, first.span_id)]
     assert second.links == []
     assert inference.attributes["gen_ai.usage.output_tokens"] == 5
     assert inference.attributes["gen_ai.response.finish_reasons"] == ["length"]

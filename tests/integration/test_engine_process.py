@@ -164,7 +164,9 @@ def test_weights_that_land_after_the_binding_are_served(start, arena):
     engine.wait_for_phase("engine.warmup")
     os.pwrite(fd, packed.arena, 0)
     engine.connection.send(WeightsLanded(PROMPT))
-    assert engine.next() == EngineReady(max_model_len_tokens=40, kv_cache_blocks=20)
+    warmup_prompt = (PROMPT * 16)[:16]
+    (first_token_id,) = reference_tokens(packed, warmup_prompt, max_tokens=1)
+    assert engine.next() == EngineReady(max_model_len_tokens=40, kv_cache_blocks=20, first_token_id=first_token_id)
     assert [phase.name for phase in engine.phases] == [
         "engine.exec",
         "engine.import",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.telemetry import names
 from app.telemetry.ledger import Ledger
 from app.telemetry.spans import SpanContext, UnixClock
-from app.telemetry.startup_trace import Failure, first_token_trace, startup_trace, unattributed_s
+from app.telemetry.startup_trace import Failure, first_answer_trace, startup_trace, unattributed_s
 from streaming.messages import RangeSummary, RangeTime, ShardTimes
 
 ROOT = SpanContext("ab" * 16, "cd" * 8)
@@ -29,8 +29,10 @@ def ledger() -> Ledger:
     made.phase("interpreter", 100.0, 101.0)
     made.phase("weights.fetch", 101.0, 103.0)
     made.phase("weights.copy", 102.0, 103.0)
-    for at_s, name in enumerate((names.FETCH_START, names.FETCH_END, names.STAGING_COMPLETE, names.LOAD_COMPLETE), 101):
+    milestones = (names.FETCH_START, names.FETCH_END, names.STAGING_COMPLETE, names.LOAD_COMPLETE)
+    for at_s, name in enumerate(milestones, 101):
         made.milestone(name, at_s)
+    made.milestone(names.READY, 104.0)
     made.fetched_bytes = 1000
     made.shards = (ShardTimes(shard="s", nbytes=400, fetch=(101.0, 102.0), stage=(102.0, 102.5), copy=(102.5, 103.0)),)
     return made
@@ -122,12 +124,15 @@ def test_another_engines_phases_are_no_part_of_the_start():
     assert "engine.bind" not in {span.name for span in startup_trace(made, ROOT, None, UnixClock()).spans}
 
 
-def test_the_first_token_comes_later_with_all_figures():
+def test_the_first_answer_comes_later_with_all_figures():
     """A child of the startup, linked to its request."""
     made = ledger()
-    made.milestone(names.FIRST_TOKEN, 106.0)
+    made.milestone(names.FIRST_TOKEN, 104.0)
+    made.milestone(names.FIRST_ANSWER, 106.0)
     request = SpanContext("12" * 16, "34" * 8)
-    trace = first_token_trace(made, ROOT, request, UnixClock())
+    clock = UnixClock()
+    trace = first_answer_trace(made, ROOT, request, clock)
     (span,) = trace.spans
     assert (trace.remote_parent, span.links) == (ROOT, (request,))
-    assert (span.attributes["ttft_s"], span.attributes["cold_start_s"]) == (2.0, 6.0)
+    assert (span.start_ns, span.end_ns) == (clock.ns(104.0), clock.ns(106.0))
+    assert (span.attributes["cold_start_s"], span.attributes["cold_start_from_exec_s"]) == (3.0, 4.0)

@@ -33,7 +33,7 @@ class Kept(TraceExport):
 def traced(**environ: str) -> tuple[Served, Kept]:
     """A served toy whose traces are kept."""
     served, export = serve("ab"), Kept()
-    for name in (names.FETCH_START, names.FETCH_END, names.STAGING_COMPLETE, names.LOAD_COMPLETE):
+    for name in (names.FETCH_START, names.FETCH_END, names.STAGING_COMPLETE, names.LOAD_COMPLETE, names.READY):
         served.service.ledger.milestone(name, boottime_s())
     options = trace_options({"OTEL_TRACES_EXPORTER": "console", **environ}, "")
     tracing = Tracing(options, export, served.service.ledger)
@@ -75,7 +75,7 @@ async def test_only_the_request_with_the_first_token_is_linked_to_the_startup():
     await ask(served)
     await ask(served)
     first_token, first, second = export.traces
-    assert [span.name for span in first_token.spans] == ["first_token"]
+    assert [span.name for span in first_token.spans] == ["first_answer"]
     assert first_token.spans[0].links[0].trace_id == first.trace_id
     assert first.spans[0].links[0].trace_id == first_token.trace_id
     assert second.spans[0].links == second.spans[1].links == ()
@@ -96,5 +96,5 @@ async def test_a_ratio_of_zero_leaves_the_startup_alone():
     """Its own spans are always kept."""
     served, export = traced(OTEL_TRACES_SAMPLER="traceidratio", OTEL_TRACES_SAMPLER_ARG="0")
     text = await ask(served)
-    assert [(trace.spans[0].name, trace.always) for trace in export.traces] == [("first_token", True)]
+    assert [(trace.spans[0].name, trace.always) for trace in export.traces] == [("first_answer", True)]
     assert "trace_id=" not in text
