@@ -88,9 +88,9 @@ async def test_the_official_client_comes_back_when_it_is_told_to(loading):
     assert all(wait_s >= told for wait_s, told in zip(waits_s, told_s, strict=True))
 
 
-async def ask_twice(server: Server) -> tuple[httpx.Response, httpx.Response]:
+async def ask_twice(server: Server, headers: dict[str, str]) -> tuple[httpx.Response, httpx.Response]:
     """A whole answer and a stream, both of which wait."""
-    async with httpx.AsyncClient(base_url=server.url, headers=WAIT, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60) as client:
         bodies = (ASKED, ASKED | {"stream": True})
         return tuple(await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies)))
 
@@ -110,7 +110,7 @@ def check_refused(answers: tuple[httpx.Response, httpx.Response], words: str) ->
 
 async def test_sigterm_ends_what_waits(loading):
     """At once, each with its refusal, and the server with 0."""
-    answers = asyncio.create_task(ask_twice(loading))
+    answers = asyncio.create_task(ask_twice(loading, WAIT))
     await asyncio.to_thread(wait_for, lambda: held(loading) == 2)
     await asyncio.sleep(1)  # two keep-alive intervals
     os.kill(loading.pid, signal.SIGTERM)
@@ -121,18 +121,19 @@ async def test_sigterm_ends_what_waits(loading):
 
 
 async def test_a_load_that_fails_ends_what_waits(demo_model_dir, tmp_path):
-    """Whoever waits learns the reason, and the server exits with its code."""
+    """Whoever waits, here because the server lets everybody, learns the reason; the server exits with its code."""
     is_gone = False
+    flags = ("--while-loading", "wait", "--stream-keep-alive", "0.5")
 
     def hook(request):
         return Fault(status=404) if is_gone and request.path.endswith(".safetensors") else None
 
     with (
         BlobServer(demo_model_dir, bytes_per_s=SLOW_BYTES_PER_S, hook=hook) as source,
-        serving(source.url, "--stream-keep-alive", "0.5", log_path=tmp_path / "log") as server,
+        serving(source.url, *flags, log_path=tmp_path / "log") as server,
     ):
         await asyncio.to_thread(wait_for, lambda: is_loading(server))
-        answers = asyncio.create_task(ask_twice(server))
+        answers = asyncio.create_task(ask_twice(server, {}))
         await asyncio.to_thread(wait_for, lambda: held(server) == 2)
         await asyncio.sleep(1)
         is_gone = True
