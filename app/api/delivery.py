@@ -52,7 +52,7 @@ Begin = Callable[[ServedModel], Awaitable[tuple[Generation, Format]]]
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _Started:
     """A generation whose sequences are submitted when its first deltas are asked for."""
 
     generation: Generation
@@ -78,17 +78,17 @@ async def deliver(
         raise InvalidRequest("stream_options needs stream=true", param="stream_options")
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest("prompt_logprobs come with whole answers only: leave out stream", param="prompt_logprobs")
-    beginning = functools.partial(_begun, service, http, body, wait_s, begin)
+    start = functools.partial(_start, service, http, body, wait_s, begin)
     if body.stream:
-        chunks = _chunks(beginning, body.stream_options or StreamOptions())
+        chunks = _chunks(start, body.stream_options or StreamOptions())
         return await open_event_stream(http.receive, chunks, service.patience.keep_alive_s)
-    answer = await unless_disconnected(http.receive, _whole(beginning))
+    answer = await unless_disconnected(http.receive, _whole(start))
     return Response(answer, media_type="application/json")
 
 
-async def _begun(
+async def _start(
     service: Service, http: Request, body: GenerationRequest, wait_s: float | None, begin: Begin
-) -> _Begun:
+) -> _Started:
     was_ready = service.lifecycle.state is State.READY
     model = await service.model_within(wait_s)
     ready_s = None if was_ready else boottime_s()
@@ -98,7 +98,7 @@ async def _begun(
     batches = generate(service, model, generation, service.watch(watched))
     if service.patience.deadline_s is not None:
         batches = until_deadline(batches, service.patience.deadline_s)
-    return _Begun(generation, form, batches)
+    return _Started(generation, form, batches)
 
 
 def _watched(
@@ -126,12 +126,12 @@ def _watched(
 
 
 async def _chunks(
-    beginning: Callable[[], Awaitable[_Begun]], options: StreamOptions
+    start: Callable[[], Awaitable[_Started]], options: StreamOptions
 ) -> AsyncGenerator[list[bytes], None]:
     """The stream's chunks as JSON, all at once that there are; nothing about usage unless it is asked for."""
-    begun = await beginning()
-    form, count = begun.form, _TokenCount(begun.generation)
-    async with aclosing(begun.batches) as batches:
+    started = await start()
+    form, count = started.form, _TokenCount(started.generation)
+    async with aclosing(started.batches) as batches:
         async for deltas in batches:
             chunks = []
             for delta in deltas:
@@ -144,12 +144,12 @@ async def _chunks(
         yield [_encode(form.chunk((), count.usage()))]
 
 
-async def _whole(beginning: Callable[[], Awaitable[_Begun]]) -> bytes:
+async def _whole(start: Callable[[], Awaitable[_Started]]) -> bytes:
     """The whole answer as JSON."""
-    begun = await beginning()
-    form, count = begun.form, _TokenCount(begun.generation)
-    parts: list[list[Delta]] = [[] for _ in begun.generation.prompts]
-    async with aclosing(begun.batches) as batches:
+    started = await start()
+    form, count = started.form, _TokenCount(started.generation)
+    parts: list[list[Delta]] = [[] for _ in started.generation.prompts]
+    async with aclosing(started.batches) as batches:
         async for deltas in batches:
             for delta in deltas:
                 count.add(delta)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv.attributes import client_attributes, error_attributes, http_attributes, url_attributes
 
+from app.lifecycle import State
 from app.telemetry import names
 from app.telemetry.export import TraceExport
 from app.telemetry.spans import Trace
@@ -67,6 +70,25 @@ async def test_attributes_are_the_conventions_and_tokens_the_answers():
     assert inference.attributes[names.FINISH_REASONS] == ("stop", "stop")
     assert inference.attributes[names.REQUEST_CHOICES] == 2
     assert inference.attributes[names.REQUEST_SEED] == 7
+
+
+async def test_a_wait_for_readiness_is_seen_in_the_trace():
+    """The request's span begins with its arrival and has the moment at which the server was ready."""
+    served, export = traced()
+    served.service.lifecycle.advance(State.WARMING, "")
+    async with served.client(headers={"x-coldstream-wait": "60"}) as client:
+        answer = asyncio.create_task(client.post("/v1/completions", json={"model": "toy", "prompt": "abcd"}))
+        async with asyncio.timeout(30):
+            while not served.service.waiting_room.held:  # noqa: ASYNC110 - the room has no event for tests
+                await asyncio.sleep(0.002)
+        served.service.lifecycle.advance(State.READY, "")
+        await answer
+    (held,) = [span for trace in export.traces for span in trace.spans if span.name == "text_completion toy"]
+    await ask(served)
+    late = export.traces[-1].spans[1]
+    assert [event.name for event in held.events if event.name != names.PREFILL_EVENT] == ["queue", "ready", "decode"]
+    assert held.events[0].at_ns == held.start_ns < held.events[1].at_ns
+    assert names.READY_EVENT not in [event.name for event in late.events]
 
 
 async def test_only_the_request_with_the_first_token_is_linked_to_the_startup():

@@ -1,0 +1,111 @@
+"""SIGTERM as HTTP clients see it: what runs is finished, what begins is refused, connections end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Self
+
+from tests.coldstream import Server, serving, wait_for
+
+BODY = {"model": "m", "prompt": "Count:", "max_tokens": 30, "ignore_eos": True}
+
+
+class KeptConnection:
+    """One connection, used as often as the server lets it be."""
+
+    def __init__(self, server: Server):
+        self._http = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=120)
+        self._http.connect()
+        self._socket = self._http.sock.dup()  # http.client closes its own when it is told to
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+        self._socket.close()
+
+    def ask(self, method: str, path: str, body: dict[str, object] | None = None) -> Answer:
+        """Send a request and read the answer."""
+        data = None if body is None else json.dumps(body)
+        self._http.request(method, path, data, {"content-type": "application/json"})
+        response = self._http.getresponse()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+
+    def is_closed_by_server(self) -> bool:
+        """Whether its end follows; waits for it."""
+        return self._socket.recv(1) == b""
+
+
+class Answer(NamedTuple):
+    """Status, headers by their small names, and body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def test_a_drain_on_connections_that_were_kept(demo_model_dir, tmp_path):
+    """Of two idle ones a request and a probe get their 503, of a busy one the whole answer, and each ends with it."""
+    with (
+        serving(str(demo_model_dir), "--drain-timeout", "150", log_path=tmp_path / "log") as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        server.wait_ready()
+        with (
+            KeptConnection(server) as busy,
+            server.client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as stream,
+        ):
+            lines = stream.iter_lines()
+            next(lines)
+            answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY)
+            wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
+            with KeptConnection(server) as asking, KeptConnection(server) as probing:
+                for connection in (asking, probing):
+                    assert connection.ask("GET", "/health").status == 200
+                os.kill(server.pid, signal.SIGTERM)
+                wait_for(lambda: server.health()[0] == 503)
+                probed = probing.ask("GET", "/health")
+                refused = asking.ask("POST", "/v1/completions", BODY)
+                assert asking.is_closed_by_server()
+                assert probing.is_closed_by_server()
+            rest = [line for line in lines if line]
+            answer = answering.result()
+            assert busy.is_closed_by_server()
+        check_ended(server)
+    assert json.loads(probed.body)["state"] == "draining"
+    assert refused.status == 503
+    assert all(int(each.headers["retry-after"]) >= 1 for each in (probed, refused))
+    assert {each.headers["connection"] for each in (probed, refused, answer)} == {"close"}
+    assert rest[-1] == "data: [DONE]"
+    assert answer.status == 200
+    assert json.loads(answer.body)["usage"]["completion_tokens"] == BODY["max_tokens"]
+
+
+def check_ended(server: Server) -> None:
+    """With 0, and nothing went wrong on the way."""
+    _, status = os.waitpid(server.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "Traceback" not in server.log()
+
+
+def test_a_drain_that_takes_too_long_ends_whole_answers_too(demo_model_dir, tmp_path):
+    """After --drain-timeout an error that says why, with a status of its own; the connection ends."""
+    with (
+        serving(str(demo_model_dir), "--drain-timeout", "0.5", log_path=tmp_path / "log") as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        server.wait_ready()
+        with KeptConnection(server) as busy:
+            answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY | {"max_tokens": 4000})
+            wait_for(lambda: "coldstream_requests_running 1.0" in server.client.get("/metrics").text)
+            os.kill(server.pid, signal.SIGTERM)
+            answer = answering.result()
+            assert busy.is_closed_by_server()
+        check_ended(server)
+    assert (answer.status, answer.headers["connection"]) == (500, "close")
+    assert "shutting down" in json.loads(answer.body)["error"]["message"]
