@@ -15,6 +15,8 @@ Json = dict[str, Any]
 
 _SCHEMA_VERSION = 41  # of Grafana 12; older ones read what they know
 _COLUMNS = 24
+_LEGEND = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+_NEWEST = {"reduceOptions": {"calcs": ["lastNotNull"]}}
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -31,23 +33,28 @@ class Query:
 def series(title: str, queries: Sequence[Query], unit: str, *, width: int = 6) -> Json:
     """Lines over time."""
     custom = {"fillOpacity": 10, "showPoints": "never"}
-    return _panel("timeseries", title, queries, width, unit=unit, custom=custom, options={"tooltip": {"mode": "multi"}})
+    options = {"tooltip": {"mode": "multi", "sort": "desc"}, "legend": _LEGEND}
+    return _panel("timeseries", title, queries, width, unit=unit, custom=custom, options=options)
 
 
 def stats(title: str, queries: Sequence[Query], unit: str, *, width: int = 6) -> Json:
     """Numbers as of now."""
-    return _panel("stat", title, queries, width, unit=unit, options={"textMode": "value_and_name", "graphMode": "none"})
+    return _panel(
+        "stat", title, queries, width, unit=unit, options=_NEWEST | {"textMode": "value_and_name", "graphMode": "none"}
+    )
 
 
 def bars(title: str, queries: Sequence[Query], unit: str, *, width: int = 6) -> Json:
     """Numbers as of now, as long as they are large."""
-    return _panel("bargauge", title, queries, width, unit=unit, options={"orientation": "horizontal"})
+    return _panel("bargauge", title, queries, width, unit=unit, options=_NEWEST | {"orientation": "horizontal"})
 
 
 def states(title: str, query: Query, names: Mapping[int, tuple[str, str]], *, width: int, height: int) -> Json:
     """A number over time as names and colors."""
     texts = {str(value): {"text": text, "color": color, "index": value} for value, (text, color) in names.items()}
-    panel = _panel("state-timeline", title, [query], width, height=height, options={"showValue": "auto"})
+    panel = _panel(
+        "state-timeline", title, [query], width, height=height, options={"showValue": "auto", "legend": _LEGEND}
+    )
     panel["fieldConfig"]["defaults"]["mappings"] = [{"type": "value", "options": texts}]
     return panel
 

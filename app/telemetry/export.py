@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -59,12 +58,7 @@ class TraceExport:
         except queue.Full:
             logger.debug("the exporter reads nothing")
         self._thread.join(max(0.0, deadline_s - time.monotonic()))
-        if self._child is None:
-            return
-        self._child.sock.close()
-        try:
-            self._child.process.wait(max(0.0, deadline_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        if self._thread.is_alive() and self._child is not None:
             logger.warning("traces: the collector did not take the last ones in time")
             self._child.kill()
 
@@ -78,3 +72,6 @@ class TraceExport:
             logger.warning("traces: the exporter is gone; no more traces are sent")
             while self._waiting.get() is not None:
                 self.dropped += 1
+        # Here, because the kernel ends the exporter with the thread that started it, not only with the process.
+        self._child.sock.close()
+        self._child.process.wait()

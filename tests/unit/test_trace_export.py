@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+import psutil
 import pytest
 
 from app.child import Child, spawn
@@ -41,6 +42,24 @@ def test_an_exporter_that_is_done_for_delays_nothing(exporters):
         export.put(TRACE)
     export.close(20)
     assert children[0].process.returncode == (0 if exporters == ["console"] else 2)
+
+
+def test_an_exporter_that_has_run_for_long_sends_its_last_traces():
+    """It lives until it has sent them, though the thread that feeds it has nothing left to do."""
+    children: list[Child] = []
+
+    def start() -> Child:
+        children.append(spawn("app.telemetry.exporter", os.environ, "console"))
+        return children[0]
+
+    export = TraceExport(start)
+    export.start()
+    wait_for(lambda: children)
+    process = psutil.Process(children[0].process.pid)
+    wait_for(lambda: process.nice() == 19)  # it has asked to end with its parent by then
+    export.put(TRACE)
+    export.close(20)
+    assert children[0].process.returncode == 0
 
 
 def test_closing_waits_so_long_and_no_longer():
