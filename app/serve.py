@@ -76,7 +76,7 @@ async def _serve(start: Start) -> int:
     service = _service(start)
     stopped = _stop_on_signals()
     supervisor = Supervisor(
-        service, start.request, _wishes(start.settings), start.spawn, loader=start.loader, engine=start.engine
+        service, start.request, Wishes.of(start.settings), start.spawn, loader=start.loader, engine=start.engine
     )
     tracing: Tracing | None = None
     try:
@@ -99,16 +99,6 @@ async def _serve(start: Start) -> int:
         supervisor.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
-
-
-def _wishes(settings: Settings) -> Wishes:
-    return Wishes(
-        dtype=settings.model.dtype,
-        shard_count=settings.model.shard_count,
-        warmup_prompt=settings.startup.warmup_prompt,
-        generation_config=settings.model.generation_config,
-        engine=settings.engine_options(),
-    )
 
 
 def _service(start: Start) -> Service:
