@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from app.preflight.finding import SOURCE, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.credentials import half_identity
-from streaming.errors import AccessDenied, BlobNotFound, DeviceError, SourceError, StreamingError
+from streaming.errors import AccessDenied, BlobNotFound, SourceError, StreamingError
 from streaming.options import AzureOptions
 
 _IDENTITIES = ("workload-identity", "managed-identity", "default")
@@ -154,18 +154,17 @@ def judge_throughput(nbytes: int, elapsed_s: float, lanes: int) -> Finding:
 
 def unread(name: str, error: StreamingError, credential: str) -> Finding:
     """A read that failed, by whose fault it is; the credential is "" where the source takes none of Azure's."""
-    if not isinstance(error, SourceError) or isinstance(error, DeviceError):
+    if not isinstance(error, SourceError):
         return refused(name, error)
-    found = str(error)
     if isinstance(error, AccessDenied):
-        if not error.said or "AADSTS" in error.said or "got no token" in found:
+        found, was_read, _ = str(error).rpartition(": the credential needs")
+        if not was_read:  # no token, or no credential at all: told already
             return refused(name, error)
-        found = found.rpartition(": the credential needs")[0] or found
         return failed(name, SOURCE, found, _denied_action(error.said, credential), said=error.said)
     if isinstance(error, BlobNotFound):
         return refused(name, error)
     remedy = "check that the service is up, and what lies between: network policy, firewall, proxy, private endpoint"
-    return failed(name, SOURCE, found, remedy)
+    return failed(name, SOURCE, str(error), remedy)
 
 
 def _denied_action(said: str, credential: str) -> str:
