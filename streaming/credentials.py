@@ -38,7 +38,7 @@ _IDENTITY_VARIABLES = {
     "federated_token_file": "AZURE_FEDERATED_TOKEN_FILE",
 }
 _HALF_INJECTED = (
-    'label the pod template azure.workload.identity/use: "true", give its service account the annotation '
+    'label the pod template azure.workload.identity/use="true", give its service account the annotation '
     "azure.workload.identity/client-id, and start the pod again"
 )
 

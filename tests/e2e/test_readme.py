@@ -30,7 +30,7 @@ def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path
     port = str(free_port())
     environ = {**os.environ, **azure_environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     *preparation, serve = [line for line in BLOCKS[1].splitlines() if line.startswith("coldstream")]
-    assert len(preparation) == 2
+    assert len(preparation) == 3
     for command in preparation:
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -248,7 +248,7 @@ def test_half_an_identity_is_a_warning_where_a_client_secret_may_be_meant():
     finding = judge_credential("default", AzureOptions(client_id="c", tenant_id="t"), NOW)
     assert finding.status == WARNING
     assert "AZURE_FEDERATED_TOKEN_FILE is not set" in finding.detail
-    assert 'azure.workload.identity/use: "true"' in finding.action
+    assert 'azure.workload.identity/use="true"' in finding.action
 
 
 def test_a_model_for_transformers_is_left_to_the_engine():
