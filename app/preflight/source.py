@@ -27,8 +27,9 @@ from app.settings import Settings
 from streaming.credentials import choose, unreadable_token
 from streaming.describe import Description, describe
 from streaming.errors import SourceError, StreamingError
-from streaming.options import SourceOptions
+from streaming.options import HOST_STAGING, SourceOptions
 from streaming.source import Source, open_source
+from streaming.staging import Staging
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
 
 _RANGE_BYTES = 8 << 20
@@ -75,18 +76,20 @@ class SourceChecks:
             except Late as late:
                 remedy = "check the network between, or allow more with --timeout"
                 found.append(failed(name, SOURCE, str(late), remedy))
+            except StreamingError as error:
+                found.append(refused(name, error))
             except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
                 found.append(unexpected(name, SOURCE, error))
         return found
 
     def _parse(self) -> Finding:
-        uri = self._settings.model.uri
+        uri, storage = self._settings.model.uri, self._settings.storage
         try:
-            self._location = parse(uri, self._settings.storage.source_options().azure)
+            self._location = parse(uri, storage.source_options().azure)
         except ValueError as error:
             return failed("source", SOURCE, f"the URI cannot be read: {error}", "write az://CONTAINER/PREFIX")
-        except StreamingError as error:
-            return refused("source", error)
+        if self._settings.model.load_strategy == HOST_STAGING:  # which refuses what it cannot read from
+            Staging(self._location, storage.source_options(), storage.pipeline_options())
         where = f" at {self._location.account_url}" if isinstance(self._location, AzureLocation) else ""
         return ok("source", f"{self._location}{where}", uri=uri)
 
@@ -132,10 +135,7 @@ class SourceChecks:
             none = isinstance(self._location, FileLocation | HttpLocation)
             return skipped("credential", "the source takes none" if none else of_aws)
         azure = self._settings.storage.source_options().azure
-        try:
-            self._credential = choose(azure)
-        except StreamingError as error:
-            return refused("credential", error)
+        self._credential = choose(azure)
         if self._credential == "workload-identity" and (flaw := unreadable_token(azure)):
             return failed("credential", SOURCE, flaw.found, flaw.remedy)
         return judgement.judge_credential(self._credential, azure, datetime.now(UTC))

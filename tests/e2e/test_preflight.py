@@ -38,6 +38,9 @@ def test_json_is_all_there_is_on_standard_output(pushed_demo, azure_environment)
     [
         (("/nonexistent",), 3),
         (("http://127.0.0.1:9/model",), 3),
+        (("http://127.0.0.1:99999/model",), 3),
+        (("http://[::1/model",), 3),
+        (("http://127.0.0.1:9/model", "--load-strategy", "host-staging"), 3),
         (("DEMO", "--shard-count", "16"), 4),
         (("DEMO", "--max-model-len", "500000"), 4),
         (("DEMO", "--kv-cache-memory-bytes", "10000000000000"), 5),
