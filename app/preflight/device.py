@@ -46,10 +46,20 @@ def look_at_torch() -> Torch | None:
     with suppress(ImportError, OSError, ValueError):
         spec = importlib.util.find_spec("torch")
         if spec is not None and spec.origin is not None:
-            text = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-            said = dict(_ASSIGNED.findall(text))
-            return Torch(said.get("__version__", "unknown"), said.get("cuda"))
+            return torch_of((Path(spec.origin).parent / "version.py").read_text(encoding="utf-8"))
     return None
+
+
+def torch_of(version_py: str) -> Torch:
+    """What torch/version.py says."""
+    said = dict(_ASSIGNED.findall(version_py))
+    return Torch(said.get("__version__", "unknown"), said.get("cuda"))
+
+
+def driver_of(version_text: str) -> str | None:
+    """The driver's version in the text of /proc/driver/nvidia/version, whichever module wrote it."""
+    found = _DRIVER_VERSION.search(version_text)
+    return found[1] if found else None
 
 
 def _memory(cuda: Cuda) -> tuple[DeviceMemory | None, str]:
@@ -63,6 +73,5 @@ def _memory(cuda: Cuda) -> tuple[DeviceMemory | None, str]:
 
 def _driver_version() -> str | None:
     with suppress(OSError):
-        found = _DRIVER_VERSION.search(_DRIVER_FILE.read_text(encoding="utf-8", errors="replace"))
-        return found[1] if found else None
+        return driver_of(_DRIVER_FILE.read_text(encoding="utf-8", errors="replace"))
     return None

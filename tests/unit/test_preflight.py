@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.preflight.device import driver_of, look_at_torch, torch_of
 from app.preflight.finding import FAILED, OK, SKIPPED, WARNING, Finding, failed, ok, refused, skipped, warning
 from app.preflight.host import available_cpus
 from app.preflight.judgement.device import Gpu, Need, Torch, judge_gpu, judge_room, judge_torch, no_gpu
@@ -92,6 +94,34 @@ def test_a_mig_slice_is_told_by_its_name():
 def test_torch_needs_a_driver_of_its_major_version(torch, on_gpu, status):
     """A newer minor version of CUDA works on an older driver, a newer major one does not."""
     assert judge_torch(torch, H100, on_gpu=on_gpu).status == status
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("__version__ = '2.9.1+cu128'\ndebug = False\ncuda: Optional[str] = '12.8'\n", Torch("2.9.1+cu128", "12.8")),
+        ("__version__ = '2.1.0'\ncuda = '11.8'\nhip = None\n", Torch("2.1.0", "11.8")),
+        ("__version__ = '2.9.1+cpu'\ncuda: Optional[str] = None\n", Torch("2.9.1+cpu", None)),
+        ("", Torch("unknown", None)),
+    ],
+)
+def test_torch_is_read_as_a_file(text, expected):
+    """Old and new forms of torch/version.py; what is installed here is found the same way."""
+    assert torch_of(text) == expected
+    assert look_at_torch().version == version("torch")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs)", "570.86.15"),
+        ("something else", None),
+    ],
+)
+def test_the_drivers_version_is_read_as_a_file(text, expected):
+    """The closed module's line and the open one's."""
+    assert driver_of(text) == expected
 
 
 def test_a_gpu_that_nobody_sees_is_a_warning_where_torch_was_made_for_one():
