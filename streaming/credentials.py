@@ -58,8 +58,11 @@ def choose(azure: AzureOptions) -> str:
     if azure.credential == "auto":
         return next((name for name, given in present.items() if given), _without_secret(azure))
     if not present.get(azure.credential, True):
+        if azure.credential == "workload-identity" and (flaw := half_identity(azure)):
+            raise flaw.error()
         raise AccessDenied(
-            f"credential {azure.credential!r} was asked for, but {_MISSING[azure.credential]} is not set"
+            f"credential {azure.credential!r} was asked for, but {_MISSING[azure.credential]} is not set: set it, or ask "
+            "for another with --azure-credential"
         )
     return azure.credential
 

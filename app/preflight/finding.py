@@ -54,8 +54,10 @@ def skipped(name: str, reason: str) -> Finding:
 
 def refused(name: str, error: StreamingError, /, **figures: Any) -> Finding:
     """What `serve` would end with; our errors say what to do behind their last colon."""
-    found, _, remedy = str(error).rpartition(": ")
-    return failed(name, error.exit_code, found or remedy, remedy, **figures)
+    found, colon, remedy = str(error).rpartition(": ")
+    if not colon:
+        found, remedy = remedy, "correct what is named"
+    return failed(name, error.exit_code, found, remedy, **figures)
 
 
 def unexpected(name: str, exit_code: int, error: Exception) -> Finding:

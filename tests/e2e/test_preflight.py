@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_refusals import coldstream, serve
+from tests.e2e.test_refusals import check, coldstream, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,10 +27,10 @@ def test_json_is_all_there_is_on_standard_output(pushed_demo, azure_environment)
     section = (ROOT / "docs" / "operating.md").read_text().partition("## Before it starts: preflight")[2]
     documented = re.findall(r"^\| `([a-z-]+)` \|", section.partition("\n## ")[0], re.MULTILINE)
     assert [check["name"] for check in report["checks"]] == documented
-    for check in report["checks"]:
-        assert check.keys() == {"name", "status", "detail", "action", "figures"}
-        assert check["status"] in {"ok", "warning", "failed", "skipped"}
-        assert bool(check["action"]) == (check["status"] in {"warning", "failed"})
+    for entry in report["checks"]:
+        assert entry.keys() == {"name", "status", "detail", "action", "figures"}
+        assert entry["status"] in {"ok", "warning", "failed", "skipped"}
+        assert bool(entry["action"]) == (entry["status"] in {"warning", "failed"})
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,20 @@ def test_the_table_is_for_people(demo_model_dir):
     assert "\x1b" not in done.stdout
     assert done.stdout.splitlines()[-1] == f"{demo_model_dir} would be served here"
     assert "Traceback" not in done.stderr
+
+
+def test_usage_leaves_standard_output_empty():
+    """A program that reads JSON gets none, exit 2 and a line on standard error."""
+    done = coldstream("preflight", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no model" in done.stderr
+
+
+def test_serve_names_half_an_identity_itself():
+    """The server's own start says what preflight says, without asking any other credential."""
+    environ = {
+        "AZURE_STORAGE_ACCOUNT_NAME": "account",
+        "AZURE_TENANT_ID": "tenant",
+        "AZURE_FEDERATED_TOKEN_FILE": "/var/run/secrets/azure/tokens/azure-identity-token",
+    }
+    check(serve("az://models/llama", environ=environ), 3, "AccessDenied", "AZURE_CLIENT_ID is not set", "label the pod")

@@ -152,6 +152,15 @@ def test_half_an_identity_and_a_missing_token_are_named(azurite, tmp_path):
         assert 'label the pod template azure.workload.identity/use="true"' in finding.action
 
 
+def test_variables_of_an_identity_without_its_token(azurite, monkeypatch, tmp_path):
+    """Nothing else has a credential either: the variables that are half there are named as the cause."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = checks("az://models/x", environ={**IDENTITY, "AZURE_STORAGE_BLOB_ENDPOINT": azurite.endpoint})
+    assert statuses(found, "credential", "metadata") == (WARNING, FAILED)
+    assert "AZURE_FEDERATED_TOKEN_FILE is not set" in found["metadata"].detail
+    assert "label the pod template" in found["metadata"].action
+
+
 @pytest.mark.parametrize("status", [400, 401])
 def test_an_identity_that_gets_no_token(azurite, tmp_path, status):
     """Entra's refusal of the pod's token is told by its code, as a matter of the federated credential."""
