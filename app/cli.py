@@ -1,7 +1,7 @@
-"""The commands beside `serve`: push, inspect and bench.
+"""The commands beside `serve`: push, inspect, bench and preflight.
 
 Takes a parsed command, prints its result, gives the exit code. What a command does lives in `streaming`,
-`app.model_support` and `app.bench`; here it is only worded.
+`app.model_support`, `app.bench` and `app.preflight`; here it is only worded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Mapping
 
 from app.model_support import support
 from app.settings import Command
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 _GIB = 1 << 30
 
 
-def run(command: Command) -> int:
-    """Run `push`, `inspect` or `bench`.
+def run(command: Command, environ: Mapping[str, str]) -> int:
+    """Run `push`, `inspect`, `bench` or `preflight`.
 
     Raises:
         StreamingError: It could not be done.
@@ -39,6 +40,10 @@ def run(command: Command) -> int:
         from app.bench.rounds import bench
 
         return bench(command)
+    if command.name == "preflight":
+        from app.preflight.run import preflight
+
+        return preflight(command, environ)
     return _inspect(command)
 
 

@@ -42,7 +42,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence
             return serve(command.settings, environ, loader, engine, began_s)
         from app import cli
 
-        return cli.run(command)
+        return cli.run(command, environ)
     except (CommandError, StreamingError) as error:
         sys.stderr.write(f"coldstream: {error}\n")
         last_words.leave(str(error))

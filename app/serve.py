@@ -74,7 +74,7 @@ async def _serve(start: Start) -> int:
     supervisor = Supervisor(
         service,
         start.request,
-        _wishes(settings),
+        Wishes.of(settings),
         _timeouts(settings),
         start.spawn,
         loader=start.loader,
@@ -98,16 +98,6 @@ async def _serve(start: Start) -> int:
         reporting.cancel()
         if http.tracing.done():
             await asyncio.to_thread(http.tracing.result().close)
-
-
-def _wishes(settings: Settings) -> Wishes:
-    return Wishes(
-        dtype=settings.model.dtype,
-        shard_count=settings.model.shard_count,
-        warmup_prompt=settings.startup.warmup_prompt,
-        generation_config=settings.model.generation_config,
-        engine=settings.engine_options(),
-    )
 
 
 def _timeouts(settings: Settings) -> Timeouts:

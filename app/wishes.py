@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.messages import EngineOptions
 from app.model_support import SupportedModel
 from app.sampling_defaults import SamplingDefaults, read_sampling_defaults
+from app.settings import Settings
 from streaming.errors import CheckpointError, ModelUnsupported
 
 # A server that cannot hold one sequence of this length is of no use to anybody.
@@ -23,6 +24,17 @@ class Wishes:
     warmup_prompt: str
     generation_config: str
     engine: EngineOptions
+
+    @classmethod
+    def of(cls, settings: Settings) -> Wishes:
+        """What these settings ask for."""
+        return cls(
+            dtype=settings.model.dtype,
+            shard_count=settings.model.shard_count,
+            warmup_prompt=settings.startup.warmup_prompt,
+            generation_config=settings.model.generation_config,
+            engine=settings.engine_options(),
+        )
 
     def check(self, model: SupportedModel, shards: int) -> None:
         """Whether `model`, in so many shards, is what was asked for.

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from streaming.cast import cast
 from streaming.errors import DeviceError
-from streaming.host_memory import available_bytes
+from streaming.host_memory import check_host_room, host_memory
 from streaming.messages import ArenaMemory, Chunk
 
 # A cast makes a copy or three of its piece, so that a piece bounds what a writer holds beside its chunk.
@@ -64,18 +64,13 @@ class HostArena:
         self.memory = memory
 
     @classmethod
-    def create(cls, nbytes: int) -> HostArena:
+    def create(cls, nbytes: int, reserve_bytes: int = 0) -> HostArena:
         """A zeroed arena of `nbytes`; memory is taken as it is written.
 
         Raises:
-            DeviceError: The host has less memory than that.
+            DeviceError: The host has less memory than that and `reserve_bytes`.
         """
-        free_bytes = available_bytes()
-        if nbytes > free_bytes:
-            raise DeviceError(
-                f"the weights need {nbytes} bytes of host memory, {free_bytes} are available "
-                f"({nbytes - free_bytes} short): use a smaller model or a larger machine"
-            )
+        check_host_room(nbytes, reserve_bytes, host_memory())
         fd = os.memfd_create("coldstream-arena", os.MFD_CLOEXEC)
         os.ftruncate(fd, nbytes)
         return cls(fd, ArenaMemory("host", nbytes))

@@ -9,15 +9,38 @@ seconds on a machine that has none). Reads no environment itself; azure-identity
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from streaming.errors import AccessDenied
 from streaming.options import AzureOptions
 from streaming.uri import account, parse_connection_string
 
 _SCOPE = "https://storage.azure.com/.default"
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a credential before anybody was asked, and what to do."""
+
+    found: str
+    remedy: str
+
+    def error(self) -> AccessDenied:
+        """As an error's one line."""
+        return AccessDenied(f"{self.found}: {self.remedy}")
+
+
+_IDENTITY_VARIABLES = {
+    "client_id": "AZURE_CLIENT_ID",
+    "tenant_id": "AZURE_TENANT_ID",
+    "federated_token_file": "AZURE_FEDERATED_TOKEN_FILE",
+}
+_HALF_INJECTED = (
+    'label the pod template azure.workload.identity/use="true", give its service account the annotation '
+    "azure.workload.identity/client-id, and start the pod again"
+)
 
 
 def choose(azure: AzureOptions) -> str:
@@ -33,12 +56,45 @@ def choose(azure: AzureOptions) -> str:
         "workload-identity": bool(azure.federated_token_file and azure.client_id and azure.tenant_id),
     }
     if azure.credential == "auto":
-        return next((name for name, given in present.items() if given), "default")
+        return next((name for name, given in present.items() if given), _without_secret(azure))
     if not present.get(azure.credential, True):
+        if azure.credential == "workload-identity" and (flaw := half_identity(azure)):
+            raise flaw.error()
         raise AccessDenied(
-            f"credential {azure.credential!r} was asked for, but {_MISSING[azure.credential]} is not set"
+            f"credential {azure.credential!r} was asked for, but {_MISSING[azure.credential]} is not set: set it, or ask "
+            "for another with --azure-credential"
         )
     return azure.credential
+
+
+def _without_secret(azure: AzureOptions) -> str:
+    """What is left for "auto" where nothing is there whole: a pod's token that nobody can use is a mistake."""
+    if azure.federated_token_file and (flaw := half_identity(azure)):
+        raise flaw.error()
+    return "default"
+
+
+def half_identity(azure: AzureOptions) -> Flaw | None:
+    """Workload identity's variables, where some are set and some are not.
+
+    AZURE_CLIENT_ID and AZURE_TENANT_ID alone may also belong to a client secret, which DefaultAzureCredential knows,
+    and AZURE_CLIENT_ID to a managed identity.
+    """
+    missing = [variable for name, variable in _IDENTITY_VARIABLES.items() if not getattr(azure, name)]
+    given = [variable for name, variable in _IDENTITY_VARIABLES.items() if getattr(azure, name)]
+    if not missing or not given or given == ["AZURE_CLIENT_ID"]:
+        return None
+    lacking = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+    return Flaw(f"workload identity is half there: {' and '.join(given)} set, but {lacking}", _HALF_INJECTED)
+
+
+def unreadable_token(azure: AzureOptions) -> Flaw | None:
+    """The pod's token file, where it cannot be read."""
+    path = azure.federated_token_file or ""
+    if os.access(path, os.R_OK):
+        return None
+    what = "cannot be read by this user" if os.access(path, os.F_OK) else "is not there"
+    return Flaw(f"AZURE_FEDERATED_TOKEN_FILE={path} {what}", _HALF_INJECTED)
 
 
 _MISSING = {
@@ -66,6 +122,8 @@ def store_arguments(azure: AzureOptions) -> dict[str, Any]:
         case "connection-string":
             return _fixed(*_secret_of_connection_string(azure))
         case "workload-identity":
+            if flaw := unreadable_token(azure):
+                raise flaw.error()
             names = ("client_id", "tenant_id", "federated_token_file", "authority_host")
             return {"config": {name: value for name in names if (value := getattr(azure, name))}}
         case "managed-identity":
@@ -145,6 +203,8 @@ def _default_provider(azure: AzureOptions) -> Callable[[], dict[str, Any]]:
     try:
         token()
     except ClientAuthenticationError as error:
+        if flaw := half_identity(azure):
+            raise flaw.error() from error
         raise AccessDenied(
             "no Azure credential was found: set AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_ACCOUNT_KEY or "
             "AZURE_STORAGE_CONNECTION_STRING, use workload identity, run `az login`, or ask for "

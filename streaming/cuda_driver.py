@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from streaming.errors import DeviceError
 
-_EXCLUSIVE_PROCESS = 3
+_COMPUTE_MODES = {0: "DEFAULT", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}
 _NON_BLOCKING_STREAM = 1
 _EVENT_WITHOUT_TIMING = 2
 
@@ -88,9 +88,23 @@ class Cuda:
         raw: bytes = self._call("cuDeviceGetName", 128, self._device)
         return raw.split(b"\0")[0].decode(errors="replace")
 
+    def compute_mode(self) -> str:
+        """Who may use the GPU: DEFAULT, PROHIBITED or EXCLUSIVE_PROCESS. Needs no context."""
+        mode = self._attribute("COMPUTE_MODE")
+        return _COMPUTE_MODES.get(mode, str(mode))
+
+    def compute_capability(self) -> tuple[int, int]:
+        """The architecture, (9, 0) for an H100. Needs no context."""
+        return self._attribute("COMPUTE_CAPABILITY_MAJOR"), self._attribute("COMPUTE_CAPABILITY_MINOR")
+
+    def cuda_version(self) -> tuple[int, int]:
+        """The newest CUDA that the driver knows, (12, 8). Needs no context."""
+        version = int(self._call("cuDriverGetVersion"))
+        return version // 1000, version % 1000 // 10
+
     def obstacle(self) -> str:
         """Why memory of this GPU cannot be shared between processes, or an empty string. Needs no context."""
-        if self._attribute("COMPUTE_MODE") == _EXCLUSIVE_PROCESS:
+        if self.compute_mode() == "EXCLUSIVE_PROCESS":
             return "its compute mode is EXCLUSIVE_PROCESS, which allows one process only"
         if not self._attribute("VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED"):
             return "it has no virtual memory management"

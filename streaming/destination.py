@@ -50,7 +50,7 @@ class Destination:
             DeviceError: They do not, or there is no such device.
         """
         if self._options.device != "cuda":
-            return HostArena.create(nbytes)
+            return HostArena.create(nbytes, reserve_bytes)
         cuda = self._started()
         if self._obstacle:
             self._fall_back("host-arena", f"{cuda.name()} cannot share its memory: {self._obstacle}")

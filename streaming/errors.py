@@ -38,7 +38,14 @@ class BlobNotFound(SourceError):
 
 
 class AccessDenied(SourceError):
-    """No credential was found, or the one that was may not read."""
+    """No credential was found, or the one that was may not read.
+
+    `said` is the service's own word for why, its status first ("403 AuthorizationPermissionMismatch"), or "".
+    """
+
+    def __init__(self, message: str, said: str = ""):
+        super().__init__(message)
+        self.said = said
 
 
 class BlobChanged(SourceError):

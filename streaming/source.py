@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _QUERY = re.compile(r"\?[^\s\"'<>)]+")
 # Only what obstore says of the status: a bare number may be a part of the URL.
 _STATUS = re.compile(r"status code: (\d{3})")
+# The service's own word for a refusal: Blob storage's in XML, Entra's (of a token) in JSON.
+_CODE = re.compile(r"<Code>(\w+)</Code>|(AADSTS\d+)")
 # What the operating system or the resolver said, deep in obstore's debug text.
 _DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
 _TIMED_OUT = re.compile(r"kind: Timeout|TimedOut")
@@ -153,16 +155,18 @@ class Source:
         except obstore_errors.PreconditionError as error:
             raise self._changed(name) from error
         except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
-            raise self._denied(name) from error
+            raise self._denied(name, error) from error
         except (obstore_errors.BaseError, OSError, ValueError) as error:
             where = name if start is None else f"{name} [{start}, {end})"
             raise self._by_status(name, where, error) from error
 
     def _by_status(self, name: str, where: str, error: Exception) -> SourceError:
         """What obstore has no class for, told by the status that its message quotes."""
+        if "token request" in str(error) and (_status(error) or "").startswith("4"):
+            return self._without_token(error)
         match _status(error):
             case "401" | "403":
-                return self._denied(name)
+                return self._denied(name, error)
             case "404":
                 return self._missing(name)
         kind = SourceStalled if _TIMED_OUT.search(str(error)) else SourceUnavailable
@@ -171,15 +175,31 @@ class Source:
     def _missing(self, name: str) -> BlobNotFound:
         return BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix")
 
-    def _denied(self, name: str) -> AccessDenied:
+    def _denied(self, name: str, error: Exception) -> AccessDenied:
         azure = isinstance(self.location, AzureLocation)
         needs = "the role Storage Blob Data Reader, or a SAS token with r and l" if azure else "read access"
-        return AccessDenied(f"{self.location}/{name}: access denied: the credential needs {needs}")
+        said = _said(error)
+        because = f" ({said})" if said else ""
+        return AccessDenied(f"{self.location}/{name}: access denied{because}: the credential needs {needs}", said)
+
+    def _without_token(self, error: Exception) -> AccessDenied:
+        said = _said(error)
+        return AccessDenied(
+            f"{self.location}: the identity got no token ({said}): check that AZURE_CLIENT_ID and AZURE_TENANT_ID are "
+            "its own, and that its federated credential names this cluster's issuer and this service account",
+            said,
+        )
 
 
 def _status(error: Exception) -> str | None:
     found = _STATUS.search(str(error))
     return found[1] if found else None
+
+
+def _said(error: Exception) -> str:
+    """Status and code of a refusal, as far as the answer had them."""
+    code = _CODE.search(str(error))
+    return " ".join(filter(None, (_status(error), code and (code[1] or code[2]))))
 
 
 def _version(name: str, meta: Any) -> BlobVersion:

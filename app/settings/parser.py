@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from app.errors import UsageError
-from app.settings import bench
+from app.settings import bench, preflight
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of, unknown
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
@@ -45,6 +45,7 @@ FORMS = {
     "push": Form("upload a local checkpoint to a container", ("SRC", "URI"), _SOURCE_SECTIONS),
     "inspect": Form("show what a checkpoint holds, from its headers alone", ("URI",), _SOURCE_SECTIONS),
     "bench": Form(bench.HELP, ("URI",), tuple(SECTIONS), bench.OPTIONS),
+    "preflight": Form(preflight.HELP, ("URI",), tuple(SECTIONS), preflight.OPTIONS),
 }
 
 

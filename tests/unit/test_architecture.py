@@ -56,6 +56,18 @@ def test_the_engine_knows_no_http_and_no_text():
     )
 
 
+def test_preflight_judges_without_looking():
+    """Findings come of figures: nothing of the system, of the network or of the modules that look at them."""
+    assert len(files("app/preflight/judgement")) > 4
+    assert not offenders(
+        files("app/preflight/judgement"),
+        *("os", "sys", "socket", "ssl", "http", "pathlib", "subprocess", "tempfile", "time", "threading"),
+        *(f"app.preflight.{name}" for name in ("device", "host", "source", "run", "deadline", "report")),
+        "streaming.source",
+    )
+    assert not offenders([ROOT / "app/preflight/report.py", ROOT / "app/preflight/finding.py"], "os", "sys", "time")
+
+
 def test_the_api_knows_no_processes():
     """Routes reach the engine through the service alone."""
     assert not offenders(
@@ -135,7 +147,9 @@ def _uses_environ(path: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("module", ["streaming.__main__", "app.__main__", "app.serve", "app.api.server", "app.cli"])
+@pytest.mark.parametrize(
+    "module", ["streaming.__main__", "app.__main__", "app.serve", "app.api.server", "app.cli", "app.preflight.run"]
+)
 def test_the_loader_and_the_server_never_import_torch(module):
     """Importing everything of a process but the engine brings in neither torch nor transformers."""
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'tensorflow') if m in sys.modules])"

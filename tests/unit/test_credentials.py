@@ -78,3 +78,37 @@ def test_secrets_are_in_no_repr():
     assert "***" in shown
     assert not any(EVERYTHING[name] in shown for name in ("sas_token", "account_key", "connection_string"))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(options), type=AzureOptions) == options
+
+
+IDENTITY = {"client_id": "client", "tenant_id": "tenant", "federated_token_file": "/token"}
+
+
+@pytest.mark.parametrize("missing", ["client_id", "tenant_id"])
+def test_a_pods_token_without_its_identity_is_named_at_once(missing):
+    """A token file whose variables are half there is no other credential's: what is missing is said, and what to do."""
+    given = {name: value for name, value in IDENTITY.items() if name != missing}
+    with pytest.raises(AccessDenied, match=f"half there.*AZURE_{missing.upper()} is not set.*label the pod template"):
+        credentials.choose(AzureOptions(account_name="a", **given))
+
+
+@pytest.mark.parametrize("given", [{"client_id": "c"}, {"client_id": "c", "tenant_id": "t"}, {}])
+def test_variables_that_other_credentials_share_are_no_mistake_yet(given):
+    """A client secret has them without a token file, a managed identity the client's id alone: Azure's library decides."""
+    assert credentials.choose(AzureOptions(account_name="a", **given)) == "default"
+
+
+@pytest.mark.parametrize("asked", ["default", "managed-identity", "anonymous"])
+def test_half_an_identity_is_nothing_to_who_asks_for_another(asked):
+    """A credential that was asked for by name does not care for the pod's token."""
+    azure = AzureOptions(account_name="a", federated_token_file="/token", credential=asked)
+    assert credentials.choose(azure) == asked
+
+
+def test_a_token_file_that_is_missing_is_named(tmp_path):
+    """What obstore would word as an unavailable source is the identity's fault; a readable file is none."""
+    path = tmp_path / "token"
+    azure = AzureOptions(account_name="a", **IDENTITY | {"federated_token_file": str(path)})
+    with pytest.raises(AccessDenied, match=f"AZURE_FEDERATED_TOKEN_FILE={path} is not there: label"):
+        credentials.store_arguments(azure)
+    path.write_text("token")
+    assert credentials.store_arguments(azure)["config"]["federated_token_file"] == str(path)

@@ -19,6 +19,8 @@ _OPTIONS: dict[str, Any] = {"fail": {}, "attributes": {}, "free_bytes": 1 << 34}
 )
 _ATTRIBUTES = {
     "COMPUTE_MODE": 0,
+    "COMPUTE_CAPABILITY_MAJOR": 9,
+    "COMPUTE_CAPABILITY_MINOR": 0,
     "VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED": 1,
     "HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED": 1,
 } | _OPTIONS["attributes"]
@@ -52,6 +54,10 @@ def _called(name: str, *values: Any) -> tuple[Any, ...]:
 
 def cuInit(flags):
     return _called("cuInit")
+
+
+def cuDriverGetVersion():
+    return _called("cuDriverGetVersion", _OPTIONS.get("cuda_version", 12080))
 
 
 def cuDeviceGetCount():
