@@ -77,14 +77,18 @@ def serving(
 ) -> Iterator[Server]:
     """Run `coldstream serve URI` on a free port for the length of a `with` block."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "app", "serve", *filter(None, [uri])]
-    command += ["--port", str(port), "--host", "127.0.0.1", *flags]
-    if "--served-model-name" not in flags:
-        command += ["--served-model-name", "m"]
+    command = serve_command(uri, *flags, port=port)
     with running(command, log_path=log_path, env={**os.environ, **(environ or {})}, grace_s=grace_s) as process:
         server = Server(process.pid, port, log_path)
         with server.client:
             yield server
+
+
+def serve_command(uri: str, *flags: str, port: int) -> list[str]:
+    """The words that start a server on a port of this machine, whose model is named m."""
+    command = [sys.executable, "-P", "-m", "app", "serve", *filter(None, [uri])]
+    command += ["--port", str(port), "--host", "127.0.0.1", *flags]
+    return command if "--served-model-name" in flags else [*command, "--served-model-name", "m"]
 
 
 def wait_for(condition: Any, timeout_s: float = 30) -> Any:
