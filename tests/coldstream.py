@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import psutil
 
+from tools.blob_server import BlobServer
 from tools.child import running
 from tools.ports import free_port
 
 ROOT = Path(__file__).parents[1]
+STARTUP = ("starting", "loading", "warming", "ready")
 
 
 class Server:
@@ -49,6 +51,16 @@ class Server:
         answer = self.client.get("/health")
         return answer.status_code, answer.json()
 
+    def state(self) -> str | None:
+        """What /health says it is; None while nobody answers."""
+        with contextlib.suppress(httpx.TransportError):
+            return str(self.health()[1]["state"])
+        return None
+
+    def reach(self, state: str, timeout_s: float = 60) -> None:
+        """Return once it is in this state of its startup, or past it."""
+        wait_for(lambda: STARTUP.index(self.state() or "starting") >= STARTUP.index(state), timeout_s)
+
     def wait_ready(self, timeout_s: float = 90) -> None:
         """Return once /health says 200; fail early if the server ends."""
 
@@ -60,7 +72,7 @@ class Server:
 
         wait_for(ready, timeout_s)
 
-    def complete(self, prompt: str, **parameters: Any) -> dict[str, Any]:
+    def complete(self, prompt: str | list[int], **parameters: Any) -> dict[str, Any]:
         """One completion by POST /v1/completions."""
         body = {"model": "m", "prompt": prompt, "temperature": 0, **parameters}
         answer = self.client.post(
@@ -98,6 +110,11 @@ def wait_for(condition: Any, timeout_s: float = 30) -> Any:
         assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.02)
     return value
+
+
+def weight_bytes(source: BlobServer) -> int:
+    """Bytes of shard data that were asked for, the speculative header reads left out."""
+    return sum(r.end - r.start for r in source.requests if r.path.endswith(".safetensors") and r.start > 0)
 
 
 def runs(process: psutil.Process, module: str) -> bool:

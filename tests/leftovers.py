@@ -28,8 +28,10 @@ def zombies(pid: int) -> list[int]:
 
 
 def arenas(pid: int) -> set[Inode]:
-    """Device and inode of every arena that a process holds or maps."""
-    return {inode for folder in ("fd", "map_files") for inode in _memfds(Path(f"/proc/{pid}/{folder}"))}
+    """Device and inode of every arena that a process holds or maps; none of a process that is gone, or not ours."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        return {*_held(pid), *_mapped(pid)}
+    return set()
 
 
 def holders(inodes: set[Inode]) -> list[int]:
@@ -44,10 +46,17 @@ def _stats() -> Iterator[tuple[int, list[str]]]:
             yield pid, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def _memfds(folder: Path) -> Iterator[Inode]:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for link in list(folder.iterdir()):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if _ARENA in os.readlink(link):  # noqa: PTH115 - a memfd's name is no path
-                    stat = link.stat()
-                    yield stat.st_dev, stat.st_ino
+def _held(pid: int) -> Iterator[Inode]:
+    for link in list(Path(f"/proc/{pid}/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if _ARENA in os.readlink(link):  # noqa: PTH115 - a memfd's name is no path
+                stat = link.stat()
+                yield stat.st_dev, stat.st_ino
+
+
+def _mapped(pid: int) -> Iterator[Inode]:
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if _ARENA in line:
+            _range, _rights, _offset, device, inode, *_ = line.split()
+            major, minor = (int(part, 16) for part in device.split(":"))
+            yield os.makedev(major, minor), int(inode)

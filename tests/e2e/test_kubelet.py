@@ -26,7 +26,7 @@ SLOW_BYTES_PER_S = 0.2e6
 POD = """
 kind: Pod
 spec:
-  terminationGracePeriodSeconds: 20
+  terminationGracePeriodSeconds: 60
   containers:
   - name: coldstream
     ports: [{name: http, containerPort: %d}]
@@ -38,7 +38,7 @@ spec:
 MISTAKEN_POD = """
 kind: Pod
 spec:
-  terminationGracePeriodSeconds: 20
+  terminationGracePeriodSeconds: 60
   containers:
   - name: coldstream
     livenessProbe: {httpGet: {path: /health, port: %d}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 3}
@@ -164,7 +164,7 @@ def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
     """The hook, then unready at once, the stream to its end, and no kill."""
     with pod_of(POD, tiny_model, tmp_path) as pod, ThreadPool(1) as pool:
         wait_for(lambda: pod.kubelet.ready)
-        body = {"model": "m", "prompt": [300], "max_tokens": 2500, "ignore_eos": True, "stream": True}
+        body = {"model": "m", "prompt": [300], "max_tokens": 2000, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{pod.url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             next(lines)
