@@ -26,7 +26,7 @@ SLOW_BYTES_PER_S = 0.2e6
 POD = """
 kind: Pod
 spec:
-  terminationGracePeriodSeconds: 60
+  terminationGracePeriodSeconds: 120
   containers:
   - name: coldstream
     ports: [{name: http, containerPort: %d}]
@@ -38,7 +38,7 @@ spec:
 MISTAKEN_POD = """
 kind: Pod
 spec:
-  terminationGracePeriodSeconds: 60
+  terminationGracePeriodSeconds: 120
   containers:
   - name: coldstream
     livenessProbe: {httpGet: {path: /health, port: %d}, periodSeconds: 1, timeoutSeconds: 1, failureThreshold: 3}
@@ -89,7 +89,7 @@ def pod_of(manifest, model, folder, *, bytes_per_s=None):
         source = stack.enter_context(BlobServer(model.folder, bytes_per_s=bytes_per_s))
 
         def start():
-            command = serve_command(source.url, "--drain-timeout", "50", port=port)  # within the pod's grace
+            command = serve_command(source.url, "--drain-timeout", "110", port=port)  # within the pod's grace
             return stack.enter_context(running(command, log_path=folder / f"log-{next(runs)}"))
 
         ports = (port,) * manifest.count("%d")

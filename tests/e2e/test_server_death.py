@@ -29,8 +29,11 @@ def moments(seed, states, count):
 
 
 @contextlib.contextmanager
-def server_in(state, after_s, model, log_path):
-    """A server at a moment of its startup; weights that come at once leave it warming until torch is imported."""
+def server_in(state, after_s, model, log_path, *, waits_for_us=False):
+    """A server at a moment of its startup; weights that come at once leave it warming until torch is imported.
+
+    The first moments are those of the interpreter, before any line of ours: `waits_for_us` leaves them out.
+    """
     slow = SLOW_BYTES_PER_S if state == "loading" else None
     with (
         BlobServer(model.folder, bytes_per_s=slow) as source,
@@ -38,6 +41,8 @@ def server_in(state, after_s, model, log_path):
     ):
         if state != "starting":
             server.reach(state)
+        elif waits_for_us:
+            wait_for(server.family)
         time.sleep(after_s)
         yield server
 
@@ -62,7 +67,7 @@ def kill_9(state, after_s, model, log_path):
 
 def sigterm(state, after_s, model, log_path):
     """Ask a server to end at a moment of its startup."""
-    with server_in(state, after_s, model, log_path) as server:
+    with server_in(state, after_s, model, log_path, waits_for_us=True) as server:
         inodes = {inode for pid in session(server.pid) for inode in arenas(pid)}
         os.kill(server.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + GONE_WITHIN_S
