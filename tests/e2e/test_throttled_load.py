@@ -13,15 +13,15 @@ from streaming.clock import boottime_s, exec_time_s
 from tests.coldstream import serving, wait_for
 from tools.blob_server import BlobServer
 
-# 269 MB in 6 s.
-BYTES_PER_S = 45e6
-FLAGS = ("--concurrency", "4", "--chunk-mib", "4")
+# 59 MB in 7 s, in 57 chunks: long after torch is imported, and with a first pass that takes no time, so that what is
+# timed is the source.
+BYTES_PER_S = 8.5e6
+FLAGS = ("--concurrency", "2", "--chunk-mib", "1")
 LIVE_WITHIN_S = 1.0
 MOST_STARTS = 3
 # An estimate may be off by a fifth of what is left, and by half a second in any case.
 RELATIVE_ERROR = 0.2
 FLOOR_S = 0.5
-PROMPT = "The capital of France is"
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def livez_after_s(server):
 
 
 @pytest.fixture(scope="module")
-def load(demo_model_dir, tmp_path_factory):
+def load(small_model, tmp_path_factory):
     """One load, asked about 50 times a second."""
     seen = []
     with (
-        BlobServer(demo_model_dir, bytes_per_s=BYTES_PER_S) as source,
+        BlobServer(small_model.folder, bytes_per_s=BYTES_PER_S) as source,
         serving(source.url, *FLAGS, log_path=tmp_path_factory.mktemp("throttled") / "log") as server,
     ):
         live_s = livez_after_s(server)
@@ -81,17 +81,17 @@ def load(demo_model_dir, tmp_path_factory):
             return answer.status_code == 200
 
         wait_for(ready, 120)
-        body = {"model": "m", "prompt": PROMPT, "max_tokens": 5, "temperature": 0}
+        body = {"model": "m", "prompt": small_model.prompt_token_ids, "max_tokens": 1, "temperature": 0}
         yield ThrottledLoad(live_s, seen, server.client.post("/v1/completions", json=body))
 
 
-def test_livez_answers_within_a_second_of_exec(load, demo_model_dir, tmp_path):
+def test_livez_answers_within_a_second_of_exec(load, tiny_model, tmp_path):
     """The best of up to three starts: another program's load is not ours."""
     best_s = load.livez_after_s
     for number in range(MOST_STARTS - 1):
         if best_s < LIVE_WITHIN_S:
             break
-        with serving(str(demo_model_dir), log_path=tmp_path / f"log-{number}", grace_s=0) as server:
+        with serving(str(tiny_model.folder), log_path=tmp_path / f"log-{number}", grace_s=0) as server:
             best_s = min(best_s, livez_after_s(server))
     print(f"/livez after {best_s:.2f} s")
     assert best_s < LIVE_WITHIN_S
@@ -106,14 +106,14 @@ def test_bytes_only_rise_to_their_total(load):
     assert totals == {landed[-1]}
 
 
-def test_ready_is_said_once_and_is_true(load):
+def test_ready_is_said_once_and_is_true(load, small_model):
     """503 in every state but ready; a completion that is asked for the moment after 200 is answered right."""
     assert [each.status for each in load.seen] == [503] * (len(load.seen) - 1) + [200]
     assert {each.health["state"] for each in load.seen[:-1]} <= {"starting", "loading", "warming"}
     assert load.seen[-1].health["state"] == "ready"
     assert load.seen[-1].health["bytes_landed"] == load.seen[-1].health["bytes_total"]
     assert load.first_completion.status_code == 200
-    assert "Paris" in load.first_completion.json()["choices"][0]["text"]
+    assert load.first_completion.json()["choices"][0]["text"] == small_model.continuation()
 
 
 def test_the_time_left_is_right_in_the_second_half_of_the_load(load):
