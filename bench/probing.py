@@ -6,6 +6,7 @@ Takes a port; knows no server's insides. A connection per probe, as a kubelet ma
 from __future__ import annotations
 
 import http.client
+import statistics
 import threading
 import time
 from types import TracebackType
@@ -41,6 +42,22 @@ class Prober:
         """Ask no more."""
         self._stop.set()
         self._thread.join()
+
+    def figures_ms(self) -> dict[str, float]:
+        """Median, 99th percentile and most of the latencies, and how many there were.
+
+        Raises:
+            RuntimeError: A probe failed, or there was none.
+        """
+        if self.failures or not self.latencies_s:
+            raise RuntimeError(f"{self.failures} of {len(self.latencies_s)} probes of {self._path} failed")
+        ordered = sorted(latency_s * 1e3 for latency_s in self.latencies_s)
+        return {
+            "p50_ms": statistics.median(ordered),
+            "p99_ms": ordered[int(len(ordered) * 0.99)],
+            "max_ms": ordered[-1],
+            "probes": len(ordered),
+        }
 
     def _run(self) -> None:
         while not self._stop.wait(_PERIOD_S):

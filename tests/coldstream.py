@@ -14,10 +14,12 @@ from typing import Any
 import httpx
 import psutil
 
+from tools.blob_server import BlobServer
 from tools.child import running
 from tools.ports import free_port
 
 ROOT = Path(__file__).parents[1]
+STARTUP = ("starting", "loading", "warming", "ready")
 
 
 class Server:
@@ -49,6 +51,16 @@ class Server:
         answer = self.client.get("/health")
         return answer.status_code, answer.json()
 
+    def state(self) -> str | None:
+        """What /health says it is; None while nobody answers."""
+        with contextlib.suppress(httpx.TransportError):
+            return str(self.health()[1]["state"])
+        return None
+
+    def reach(self, state: str, timeout_s: float = 60) -> None:
+        """Return once it is in this state of its startup, or past it."""
+        wait_for(lambda: STARTUP.index(self.state() or "starting") >= STARTUP.index(state), timeout_s)
+
     def wait_ready(self, timeout_s: float = 90) -> None:
         """Return once /health says 200; fail early if the server ends."""
 
@@ -60,7 +72,7 @@ class Server:
 
         wait_for(ready, timeout_s)
 
-    def complete(self, prompt: str, **parameters: Any) -> dict[str, Any]:
+    def complete(self, prompt: str | list[int], **parameters: Any) -> dict[str, Any]:
         """One completion by POST /v1/completions."""
         body = {"model": "m", "prompt": prompt, "temperature": 0, **parameters}
         answer = self.client.post(
@@ -77,14 +89,18 @@ def serving(
 ) -> Iterator[Server]:
     """Run `coldstream serve URI` on a free port for the length of a `with` block."""
     port = free_port()
-    command = [sys.executable, "-P", "-m", "app", "serve", *filter(None, [uri])]
-    command += ["--port", str(port), "--host", "127.0.0.1", *flags]
-    if "--served-model-name" not in flags:
-        command += ["--served-model-name", "m"]
+    command = serve_command(uri, *flags, port=port)
     with running(command, log_path=log_path, env={**os.environ, **(environ or {})}, grace_s=grace_s) as process:
         server = Server(process.pid, port, log_path)
         with server.client:
             yield server
+
+
+def serve_command(uri: str, *flags: str, port: int) -> list[str]:
+    """The words that start a server on a port of this machine, whose model is named m."""
+    command = [sys.executable, "-P", "-m", "app", "serve", *filter(None, [uri])]
+    command += ["--port", str(port), "--host", "127.0.0.1", *flags]
+    return command if "--served-model-name" in flags else [*command, "--served-model-name", "m"]
 
 
 def wait_for(condition: Any, timeout_s: float = 30) -> Any:
@@ -94,6 +110,11 @@ def wait_for(condition: Any, timeout_s: float = 30) -> Any:
         assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.02)
     return value
+
+
+def weight_bytes(source: BlobServer) -> int:
+    """Bytes of shard data that were asked for, the speculative header reads left out."""
+    return sum(r.end - r.start for r in source.requests if r.path.endswith(".safetensors") and r.start > 0)
 
 
 def runs(process: psutil.Process, module: str) -> bool:

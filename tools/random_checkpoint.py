@@ -57,6 +57,7 @@ SPARSE = "sparse60"
 SHAPES = {
     "8b": _shape(32, 4096, 14336, 32, 8),
     "1b": _shape(16, 2048, 8192, 32, 8),
+    "small": _shape(4, 512, 1536, 8, 4, vocab=16384),
     "tiny": _shape(2, 64, 128, 4, 2, vocab=2048),
     SPARSE: _shape(80, 5632, 16896, 44, 4),
 }

@@ -70,6 +70,7 @@ class TraceExport:
                 self._child.sock.sendall(encode(trace))
         except OSError:
             logger.warning("traces: the exporter is gone; no more traces are sent")
+            self._child.kill()  # else it stays a zombie
             while self._waiting.get() is not None:
                 self.dropped += 1
         # Here, because the kernel ends the exporter with the thread that started it, not only with the process.

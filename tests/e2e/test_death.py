@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -17,32 +15,10 @@ from streaming.messages import Origin
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
 from streaming.source import open_source
-from tests.coldstream import ROOT, alive, children_of, serving, wait_for
+from tests.coldstream import ROOT, alive, serving, wait_for, weight_bytes
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
-
-
-def weight_bytes(source: BlobServer) -> int:
-    """Bytes of shard data that were asked for, the speculative header reads left out."""
-    return sum(r.end - r.start for r in source.requests if r.path.endswith(".safetensors") and r.start > 0)
-
-
-def test_kill_9_of_the_server_leaves_nobody(demo_model_dir, tmp_path):
-    """At twenty random moments of its life: within 2 s none of its processes is left."""
-    chance = random.Random(20)
-    moments = [chance.uniform(0.0, 0.4) for _ in range(8)] + [chance.uniform(0.4, 5.0) for _ in range(12)]
-    left = []
-    for number, moment_s in enumerate(moments):
-        with serving(str(demo_model_dir), log_path=tmp_path / f"log-{number}", grace_s=0) as server:
-            time.sleep(moment_s)
-            os.kill(server.pid, signal.SIGKILL)
-            deadline_s = time.monotonic() + 2
-            # Also one that was being spawned at that very moment, and belongs to init by now.
-            while time.monotonic() < deadline_s and children_of(server.pid):
-                time.sleep(0.01)
-            left += [(moment_s, pid) for pid in children_of(server.pid)]
-    assert left == []
 
 
 def test_kill_9_of_the_loader_mid_load(demo_model_dir, tmp_path):
