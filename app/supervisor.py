@@ -147,7 +147,8 @@ class Supervisor:
         plan, planned_s = planned.plan, planned.planned_s
         self._planned_s = planned_s
         self._service.ledger.milestone(names.FETCH_START, planned_s)
-        self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s)
+        round_bytes = self._request.pipeline.lanes * max((chunk.nbytes for chunk in plan.chunks), default=0)
+        self._service.lifecycle.progress = Progress(plan.fetch_bytes, start_s=planned_s, round_bytes=round_bytes)
         self._service.lifecycle.advance(State.LOADING, f"loading weights ({self._request.strategy})")
         bind = BindArena(
             origin=self._request.origin,

@@ -156,7 +156,8 @@ def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, L
     layout, _ = server.recv()
     assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
-    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=request.pipeline.chunk_bytes)
+    chunk_bytes = request.pipeline.chunk_bytes_for(sum(entry.end - entry.start for entry in found.entries))
+    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes)
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=boottime_s()))
     return plan, layout
 

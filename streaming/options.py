@@ -12,6 +12,8 @@ MIB = 1 << 20
 # How weights get to the device: chunk by chunk, or in whole shards by way of the disk.
 DIRECT_GPU, HOST_STAGING = "direct-gpu", "host-staging"
 _MOST_WRITERS = 4
+_LEAST_ROUNDS = 4
+_LEAST_CHUNK_BYTES = MIB
 
 
 class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,10 +61,14 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How many lanes fetch at once, each a chunk, and how many bytes such a ranged GET asks for."""
+    """How many lanes fetch at once, each a chunk, and how many bytes such a ranged GET asks for at most."""
 
     lanes: int = 16
     chunk_bytes: int = 16 * MIB
+
+    def chunk_bytes_for(self, load_bytes: int) -> int:
+        """The chunks of a load of so many bytes: a few for every lane, or nobody could tell how far the load is."""
+        return min(self.chunk_bytes, max(_LEAST_CHUNK_BYTES, -(-load_bytes // (_LEAST_ROUNDS * self.lanes))))
 
     @property
     def writers(self) -> int:

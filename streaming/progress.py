@@ -12,25 +12,37 @@ _WINDOW_S = 5.0
 
 
 class Progress:
-    """Landed bytes against a total, with a moving average over the last five seconds."""
+    """Landed bytes against a total, with a moving average over the last five seconds.
 
-    def __init__(self, total_bytes: int, *, start_s: float, landed_bytes: int = 0):
+    Lanes begin together and share what the network gives, so their first chunks land together, too, and so on: the
+    average also spans at least one such round, and when the first chunk of the first round lands, the others are as far.
+
+    Args:
+        total_bytes: Of the whole load.
+        start_s: When the first byte was asked for.
+        round_bytes: A chunk for every lane.
+    """
+
+    def __init__(self, total_bytes: int, *, start_s: float, round_bytes: int = 0):
         self.total_bytes = total_bytes
-        self.landed_bytes = landed_bytes
-        self._marks: deque[tuple[float, int]] = deque([(start_s, landed_bytes)])
+        self.landed_bytes = 0
+        self._round_bytes = min(round_bytes, total_bytes)
+        self._marks: deque[tuple[float, int]] = deque([(start_s, 0)])
 
     def add(self, nbytes: int, now_s: float) -> None:
         """Count `nbytes` more as landed at `now_s`."""
         self.landed_bytes += nbytes
         self._marks.append((now_s, self.landed_bytes))
-        while len(self._marks) > 2 and self._marks[0][0] < now_s - _WINDOW_S:
+        while self._begins_too_early(now_s):
             self._marks.popleft()
 
     def throughput_bytes_per_s(self, now_s: float) -> float:
         """Average over the window that ends now, so that a stall shows as a falling rate."""
         then_s, then_bytes = self._marks[0]
         elapsed_s = now_s - then_s
-        return (self.landed_bytes - then_bytes) / elapsed_s if elapsed_s > 0 else 0.0
+        if elapsed_s <= 0 or self.landed_bytes == 0:
+            return 0.0
+        return (max(self.landed_bytes, self._round_bytes) - then_bytes) / elapsed_s
 
     def eta_s(self, now_s: float) -> float | None:
         """Seconds until the last byte at the present rate; None while nothing moves."""
@@ -39,3 +51,10 @@ class Progress:
             return 0.0
         rate = self.throughput_bytes_per_s(now_s)
         return left_bytes / rate if rate > 0 else None
+
+    def _begins_too_early(self, now_s: float) -> bool:
+        """Whether the window would still be long enough without its first mark."""
+        if len(self._marks) <= 2:
+            return False
+        second_s, second_bytes = self._marks[1]
+        return second_s < now_s - _WINDOW_S and self.landed_bytes - second_bytes >= self._round_bytes

@@ -64,7 +64,7 @@ def test_retry_after_is_the_time_left_within_the_clients_limit():
     assert lifecycle.retry_after_s() == 2
     now_s = boottime_s()
     lifecycle.eta.engine_phase("engine.warmup", now_s - 0.1, now_s)
-    lifecycle.progress = Progress(1000, start_s=now_s - 1, landed_bytes=0)
+    lifecycle.progress = Progress(1000, start_s=now_s - 1)
     lifecycle.progress.add(10, now_s)
     assert 99 <= lifecycle.health().eta_s <= 110
     assert 99 <= lifecycle.retry_after_s() <= 110

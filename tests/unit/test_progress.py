@@ -41,3 +41,28 @@ def test_landed_bytes_add_up_and_the_eta_is_never_negative(steps):
     assert progress.landed_bytes == sum(nbytes for nbytes, _ in steps)
     eta_s = progress.eta_s(now_s + 0.1)
     assert eta_s is None or eta_s >= 0
+
+
+@given(
+    lanes=st.integers(1, 32),
+    chunks=st.integers(4, 200),
+    bytes_per_s=st.floats(1e6, 1e9),
+)
+def test_lanes_that_land_in_step_mislead_nobody(lanes, chunks, bytes_per_s):
+    """From the first chunk on the time left is right to a factor of two, in the second half to a fifth and three rounds."""
+    chunk_bytes = 1 << 20
+    total_bytes = chunks * lanes * chunk_bytes
+    progress = Progress(total_bytes, start_s=0.0, round_bytes=lanes * chunk_bytes)
+    round_s = lanes * chunk_bytes / bytes_per_s
+    end_s = chunks * round_s
+    for number in range(chunks):
+        for lane in range(lanes):
+            at_s = (number + 1) * round_s + lane * 1e-6 * round_s
+            progress.add(chunk_bytes, at_s)
+            if progress.landed_bytes == total_bytes:
+                break
+            left_s = end_s - at_s
+            eta_s = progress.eta_s(at_s)
+            assert eta_s <= 2 * (left_s + round_s)
+            if at_s > end_s / 2:
+                assert abs(eta_s - left_s) <= 0.2 * left_s + 3 * round_s
