@@ -1,4 +1,4 @@
-"""The outermost ASGI application: probes are answered here and now, everything else by what is behind it.
+"""The outermost ASGI application: probes and the page are answered here and now, everything else by what is behind it.
 
 Takes a service; metrics and API are handed in once they are imported (FastAPI costs 0.3 to 1 s of a cold start,
 prometheus-client 0.05, and a kubelet must not wait for them). Knows no route of the API.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from app.api.page import PAGE, page_file
 from app.api.probes import METRICS, PROBES, Answer
 from app.service import Service
 
@@ -23,7 +24,7 @@ Render = Callable[[str], tuple[bytes, str]]
 
 
 class Front:
-    """Answers GET and HEAD of the probes; scrapes wait for `measure_with`, other requests for `serve_with`."""
+    """Answers GET and HEAD of the probes and the page; scrapes wait for `measure_with`, other requests for `serve_with`."""
 
     def __init__(self, service: Service):
         self._service = service
@@ -45,6 +46,9 @@ class Front:
             probe = PROBES.get(scope["path"])
             if probe is not None:
                 await _send_answer(probe(self._service), send)
+                return
+            if scope["path"] in PAGE:
+                await _send_answer(page_file(scope["path"]), send)
                 return
             if scope["path"] == METRICS:
                 render = await asyncio.shield(self._metrics)
