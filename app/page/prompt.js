@@ -168,6 +168,7 @@ class Speed {
       const perSecond = ((tokens - this.first.tokens) / (nowMs - this.first.nowMs)) * 1000;
       parts.push(`${perSecond.toFixed(perSecond < 100 ? 1 : 0)} tokens/s`);
     }
-    return [...parts, `${tokens} ${tokens === 1 ? "token" : "tokens"}`].join(" · ");
+    parts.push(`${tokens} ${tokens === 1 ? "token" : "tokens"}`);
+    return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // a line breaks between them only
   }
 }

@@ -4,7 +4,7 @@ import { byId, bytes, element, say, seconds, wait } from "./wording.js";
 
 const TITLES = {
   starting: "Starting",
-  loading: "Loading weights",
+  loading: "Loading",
   warming: "Warming up",
   ready: "Ready",
   draining: "Draining",
@@ -61,7 +61,6 @@ function facts(health, { milestones, durations }) {
     ["Ready after", milestones.model_load_complete, seconds],
     ["Weights", health.bytes_total || null, bytes],
     ["Fetched at", fetched, (text) => text],
-    ["First token after", milestones.first_token_time, seconds],
   ];
   return rows.filter(([, value]) => value != null).map(([term, value, words]) => [term, words(value)]);
 }

@@ -20,6 +20,7 @@ const AXIS_PX = 20;
 const MARKS_PX = 28; // the line of numbered marks
 const MARK_PX = 8; // a mark's radius
 const MARK_GAP_PX = 19;
+const NOW_PX = 44; // the word, and the half of a number left of it
 const GROUP_PX = 30;
 
 export class Waterfall {
@@ -57,15 +58,18 @@ export class Waterfall {
 // A start that is over keeps its axis: what comes later (a first request after an hour) is in the legend only.
 function axisEnd({ state, now_s: nowS, phases, milestones }) {
   const lastS = Math.max(...phases.map((phase) => phase.end_s), milestones.model_load_complete ?? 0);
-  const isGrowing = state === "starting" || state === "loading" || state === "warming";
   const firstTokenS = milestones.first_token_time ?? 0;
-  return isGrowing ? Math.max(nowS, lastS) : Math.max(lastS, firstTokenS < lastS * 1.1 ? firstTokenS : 0);
+  return isOnTheWay(state) ? Math.max(nowS, lastS) : Math.max(lastS, firstTokenS < lastS * 1.1 ? firstTokenS : 0);
+}
+
+function isOnTheWay(state) {
+  return state === "starting" || state === "loading" || state === "warming";
 }
 
 function chart(startup, endS, widthPx) {
   const frame = frameOf(endS, widthPx);
   const content = drawn("g");
-  let y = AXIS_PX + MARKS_PX;
+  let y = AXIS_PX + (Object.keys(startup.milestones).length > 0 ? MARKS_PX : 0);
   for (const [group, phases] of grouped(startup.phases)) {
     content.append(drawn("text", { x: 0, y: y + GROUP_PX - 10, class: "group" }, group[0].toUpperCase() + group.slice(1)));
     y += GROUP_PX;
@@ -76,7 +80,13 @@ function chart(startup, endS, widthPx) {
   }
   const words = `Startup: ${startup.phases.length} phases in ${seconds(endS)}; all are in the table below`;
   const svg = drawn("svg", { width: widthPx, height: y + 4, role: "img", "aria-label": words });
-  svg.append(axis(endS, y, frame), marks(startup.milestones, endS, y, frame), content);
+  const isGrowing = isOnTheWay(startup.state);
+  svg.append(
+    axis(endS, y, frame.rightPx - (isGrowing ? NOW_PX : 0), frame),
+    marks(startup.milestones, endS, y, frame),
+    content,
+    ...(isGrowing ? [now(endS, y, frame)] : []),
+  );
   return svg;
 }
 
@@ -100,7 +110,7 @@ function grouped(phases) {
 // Its words are beside the bar where there is room, above it on a phone.
 function bar(phase, group, y, { x, sizes, rightPx }) {
   const isNarrow = sizes === NARROW;
-  const fromPx = x(phase.start_s);
+  const fromPx = Math.min(x(phase.start_s), rightPx - 2);
   const widthPx = Math.max(2, x(phase.end_s) - fromPx);
   const took = seconds(phase.end_s - phase.start_s);
   const barY = isNarrow ? 18 : (sizes.row - sizes.bar) / 2;
@@ -117,10 +127,11 @@ function bar(phase, group, y, { x, sizes, rightPx }) {
   );
 }
 
-function axis(endS, heightPx, { x, sizes }) {
+// `untilPx` is where the word "now" needs the place.
+function axis(endS, heightPx, untilPx, { x, sizes }) {
   const drawing = drawn("g", { class: "axis" });
   const stepS = niceStep(endS / sizes.ticks);
-  for (let index = 0; index * stepS <= endS * 1.0001; index += 1) {
+  for (let index = 0; x(index * stepS) <= untilPx; index += 1) {
     const atPx = x(index * stepS);
     const words = `${Number((index * stepS).toPrecision(6))} s`;
     drawing.append(
@@ -129,6 +140,17 @@ function axis(endS, heightPx, { x, sizes }) {
     );
   }
   return drawing;
+}
+
+function now(endS, heightPx, { x, sizes }) {
+  const atPx = x(endS);
+  const anchor = sizes === NARROW ? "end" : "middle";
+  return drawn(
+    "g",
+    { class: "now" },
+    drawn("line", { x1: atPx, x2: atPx, y1: AXIS_PX, y2: heightPx }),
+    drawn("text", { x: atPx, y: 12, "text-anchor": anchor }, "now"),
+  );
 }
 
 // The least of 1, 2, 5, 10, 20, 50... and 0.1, 0.2, 0.5... that is no smaller.
