@@ -35,7 +35,9 @@ class Browser:
         self.driver = driver
 
     def open(self, url: str, *, width_px: int = 1280, height_px: int = 900, dark: bool = False) -> None:
-        """Load a page in a window of this size."""
+        """Load a page in a window of this size; what the console was told before is forgotten."""
+        self.driver.get("about:blank")
+        self.complaints()
         self.resize(width_px, height_px)
         self.prefer(dark=dark)
         self.driver.get(url)

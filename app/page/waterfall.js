@@ -84,8 +84,8 @@ function chart(startup, endS, widthPx) {
   svg.append(
     axis(endS, y, frame.rightPx - (isGrowing ? NOW_PX : 0), frame),
     marks(startup.milestones, endS, y, frame),
-    content,
     ...(isGrowing ? [now(endS, y, frame)] : []),
+    content,
   );
   return svg;
 }
@@ -115,7 +115,7 @@ function bar(phase, group, y, { x, sizes, rightPx }) {
   const took = seconds(phase.end_s - phase.start_s);
   const barY = isNarrow ? 18 : (sizes.row - sizes.bar) / 2;
   const textY = isNarrow ? 13 : sizes.row / 2 + 4;
-  const tookAt = isNarrow ? { x: rightPx, "text-anchor": "end" } : { x: fromPx + widthPx + 7 };
+  const tookAt = isNarrow ? { x: rightPx - 5, "text-anchor": "end" } : { x: fromPx + widthPx + 7 };
   const name = phase.name.startsWith(`${group}.`) ? phase.name.slice(group.length + 1) : phase.name;
   return drawn(
     "g",

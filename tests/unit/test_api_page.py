@@ -66,5 +66,7 @@ def test_all_files_are_served_and_found():
     page = (FOLDER / "index.html").read_text(encoding="utf-8")
     scripts = [file.read_text(encoding="utf-8") for file in FOLDER.glob("*.js")]
     asked = re.findall(r'(?:href|src)="page/([^"]+)"', page)
-    imported = [name for script in scripts for name in re.findall(r'^import .* from "\./([^"]+)";', script, re.M)]
+    imported = [
+        name for script in scripts for name in re.findall(r'^import .* from "\./([^"]+)";', script, re.MULTILINE)
+    ]
     assert {*asked, *imported, "index.html"} == set(PAGE.values())
