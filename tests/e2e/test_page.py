@@ -70,7 +70,7 @@ def test_a_start_is_watched_and_a_prompt_tried_without_a_reload(browser, demo_mo
         assert browser.count("#phases tr") == len(drawn)
         assert browser.count("[data-milestone]") == browser.count("#milestones li") == len(startup["milestones"])
         try_prompt(browser, "Tell a long story.", max_tokens=6)
-        wait_for(lambda: "6 tokens" in browser.text("#speed").replace("\xa0", " "))
+        wait_for(lambda: "6 tokens" in browser.text("#speed").replace("\xa0", " "), 60)
         assert browser.text("#answer")
         assert re.fullmatch(
             r"first token after [\d.]+ m?s · [\d.]+ tokens/s · 6 tokens", browser.text("#speed").replace("\xa0", " ")
@@ -91,7 +91,7 @@ def test_an_answer_can_be_stopped_by_keyboard(browser, demo_model_dir, tmp_path)
         browser.open(f"{server.url}/")
         wait_for(lambda: browser.text("#endpoint") == "POST /v1/chat/completions")
         try_prompt(browser, "Count from one to a thousand.", max_tokens=2000)
-        wait_for(lambda: browser.text("#answer"))
+        wait_for(lambda: browser.text("#answer"), 60)
         browser.one("#stop").send_keys(Keys.ENTER)
         wait_for(lambda: browser.text("#error") == "Stopped.")
         assert browser.text("#answer")
@@ -114,7 +114,7 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, demo_model_dir, tmp_pat
         key.clear()
         key.send_keys("right")
         browser.one("#send").click()
-        wait_for(lambda: browser.text("#speed"))
+        wait_for(lambda: browser.text("#speed"), 60)
         assert browser.text("#error") == ""
         assert browser.text("#model") == "m"
         assert browser.complaints() == []
@@ -128,7 +128,7 @@ def test_a_lost_server_is_told_and_looked_for_until_it_is_back(browser, demo_mod
         browser.open(f"{url}/")
         wait_for(lambda: browser.text("#endpoint"))
         try_prompt(browser, "Count from one to a thousand.", max_tokens=2000)
-        wait_for(lambda: browser.text("#answer"))
+        wait_for(lambda: browser.text("#answer"), 60)
         os.kill(server.pid, signal.SIGKILL)
         wait_for(lambda: browser.text("#error") == "The connection to the server was lost.")
         wait_for(lambda: browser.text("#state") == "Unreachable")
