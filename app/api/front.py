@@ -1,4 +1,4 @@
-"""The outermost ASGI application: probes are answered here and now, everything else by what is behind it.
+"""The outermost ASGI application: probes and the page are answered here and now, everything else by what is behind it.
 
 Takes a service; metrics and API are handed in once they are imported (FastAPI costs 0.3 to 1 s of a cold start,
 prometheus-client 0.05, and a kubelet must not wait for them). Knows no route of the API.
@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from app.api.page import PAGE, page_file
 from app.api.probes import METRICS, PROBES, Answer
 from app.errors import NotReady
 from app.service import Service
@@ -28,7 +29,7 @@ _MOST_EARLY = 256
 
 
 class Front:
-    """Answers GET and HEAD of the probes; scrapes wait for `measure_with`, so many other requests for `serve_with`.
+    """Answers GET and HEAD of the probes and the page; scrapes wait for `measure_with`, so many other requests for `serve_with`.
 
     `in_flight` is how many requests the API is answering.
     """
@@ -61,6 +62,9 @@ class Front:
             probe = PROBES.get(scope["path"])
             if probe is not None:
                 await self._send_answer(probe(self._service), send)
+                return
+            if scope["path"] in PAGE:
+                await self._send_answer(page_file(scope["path"]), send)
                 return
             if scope["path"] == METRICS:
                 render = await asyncio.shield(self._metrics)

@@ -13,6 +13,7 @@ import msgspec
 
 from app.lifecycle import State
 from app.service import Service
+from streaming.clock import boottime_s
 
 
 class Answer(NamedTuple):
@@ -40,8 +41,10 @@ def health(service: Service) -> Answer:
 
 
 def startupz(service: Service) -> Answer:
-    """The startup ledger so far."""
-    return Answer(200, msgspec.json.encode({"state": service.lifecycle.state, **service.ledger.as_dict()}))
+    """The startup ledger so far, and the moment that this is, in its own seconds since exec."""
+    ledger = service.ledger
+    now_s = round(boottime_s() - ledger.exec_s, 3)
+    return Answer(200, msgspec.json.encode({"state": service.lifecycle.state, "now_s": now_s, **ledger.as_dict()}))
 
 
 METRICS = "/metrics"

@@ -64,7 +64,7 @@ HTTP_ACTIVE = Metric(
 HTTP_DURATION = Metric(
     "http_server_request_duration_seconds",
     "histogram",
-    "Every request but probes, from its arrival to the end of its answer; an unknown path has an empty route.",
+    "Every request but probes and the page, from its arrival to the end of its answer; an unknown path has an empty route.",
     ("http_request_method", "http_route", "http_response_status_code"),
     (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     "http.server.request.duration",

@@ -64,12 +64,14 @@ async def test_a_ready_server_says_nothing_of_retrying():
 
 
 async def test_startupz_is_the_ledger_and_the_state():
-    """/startupz shows phases and milestones as they are recorded."""
+    """/startupz shows phases and milestones as they are recorded, and the seconds since exec at which it was asked."""
     served = serve()
     served.service.ledger.phase("import", 1.0, 2.5)
     served.service.ledger.milestone("ready_time", 3.0)
+    before_s = boottime_s()  # exec was at 0
     async with served.client() as client:
         body = (await client.get("/startupz")).json()
+    assert before_s - 0.001 <= body.pop("now_s") <= boottime_s() + 0.001
     assert body == {
         "state": "ready",
         "phases": [{"name": "import", "start_s": 1.0, "end_s": 2.5}],
