@@ -73,6 +73,8 @@ def _latency() -> list[Json]:
 def _load() -> list[Json]:
     return [
         series("Sequences", [_sum(names.RUNNING, "running"), _sum(names.WAITING, "waiting")], "none"),
+        series("Requests that wait for readiness", [_sum(names.HELD, "held")], "none"),
+        series("Requests refused before readiness, per second", [_rate(names.REFUSED, "{{reason}}", "reason")], "none"),
         series(
             "Open HTTP requests", [_sum(names.HTTP_ACTIVE, "{{http_request_method}}", "http_request_method")], "none"
         ),

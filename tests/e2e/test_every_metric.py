@@ -35,6 +35,7 @@ def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
     """Load, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
+        _ask_too_early(server, client)
         server.wait_ready()
         wait_for(lambda: _crowd(server, client), 60)
         for _ in range(2):
@@ -70,6 +71,17 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         prometheus(server.url.removeprefix("http://"), tmp_path) as client,
     ):
         yield server, client, start_s
+
+
+def _ask_too_early(server: Server, client: httpx.Client) -> None:
+    """One request is refused, another waits; until a scrape has seen it."""
+    body = {"model": "m", "prompt": "Hello", "max_tokens": 2}
+    wait_for(server.state)
+    assert server.client.post("/v1/completions", json=body).status_code == 503
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(server.client.post, "/v1/completions", json=body, headers={"X-Coldstream-Wait": "60"})
+        wait_for(lambda: names.HELD.name not in _silent(client), 20)
+        assert held.result().status_code == 200
 
 
 def _crowd(server: Server, client: httpx.Client) -> bool:

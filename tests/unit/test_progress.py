@@ -49,7 +49,7 @@ def test_landed_bytes_add_up_and_the_eta_is_never_negative(steps):
     bytes_per_s=st.floats(1e6, 1e9),
 )
 def test_lanes_that_land_in_step_mislead_nobody(lanes, chunks, bytes_per_s):
-    """From the first chunk on the time left is right to a factor of two, in the second half to a fifth and three rounds."""
+    """From the first chunk on the time left is right to a factor of two, in the second half to three tenths and a round."""
     chunk_bytes = 1 << 20
     total_bytes = chunks * lanes * chunk_bytes
     progress = Progress(total_bytes, start_s=0.0, round_bytes=lanes * chunk_bytes)
@@ -65,4 +65,4 @@ def test_lanes_that_land_in_step_mislead_nobody(lanes, chunks, bytes_per_s):
             eta_s = progress.eta_s(at_s)
             assert eta_s <= 2 * (left_s + round_s)
             if at_s > end_s / 2:
-                assert abs(eta_s - left_s) <= 0.2 * left_s + 3 * round_s
+                assert abs(eta_s - left_s) <= 0.3 * left_s + round_s
