@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
-from app.errors import EngineFailure, InvalidRequest, NotReady, Overloaded
+from app.errors import EngineFailure, InvalidRequest, NotReady, Overloaded, ServiceError
 from app.messages import (
     Abort,
     RequestFailed,
@@ -46,11 +46,11 @@ class EngineClient:
         """An engine is ready; `send` writes to it without blocking."""
         self._send = send
 
-    def detach(self, reason: str) -> None:
-        """The engine is gone: every request it had ends with an error."""
+    def detach(self, failure: ServiceError) -> None:
+        """The engine is gone, or not to be asked any more: every request it had ends with this error."""
         self._send = None
         for running, _ in self._routes.values():
-            running.fail(EngineFailure(reason))
+            running.fail(failure)
 
     @property
     def has_work(self) -> bool:
@@ -133,7 +133,7 @@ class Running:
         self._client = client
         self._request_ids = dict(enumerate(request_ids))
         self._arrived: deque[tuple[int, TokenOutput]] = deque()
-        self._failure: EngineFailure | None = None
+        self._failure: ServiceError | None = None
         self._waiting: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -154,7 +154,7 @@ class Running:
             self._arrived.append((index, token))
             self._wake()
 
-    def fail(self, failure: EngineFailure) -> None:
+    def fail(self, failure: ServiceError) -> None:
         """No further token comes."""
         self._failure = self._failure or failure
         self._wake()
@@ -163,7 +163,8 @@ class Running:
         """What has come since the last call, but at least one token, each with its sequence's position.
 
         Raises:
-            EngineFailure: The engine died or failed on one of the sequences, and all that came before has been read.
+            ServiceError: The engine died or failed on one of the sequences, or the server ends, and all that came before
+                has been read.
         """
         while not self._arrived:
             if self._failure is not None:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _EXPORTER = "app.telemetry.exporter"
 # When it is told to stop every request has its answer; this is for writing it.
 _LAST_WORDS_S = 2
+# Longer than load balancers keep theirs: who closes first may lose a request that is on its way.
+_KEEP_ALIVE_S = 120
 
 
 class HttpServer:
@@ -93,6 +95,7 @@ def _build_http_server(front: Front) -> uvicorn.Server:
         access_log=False,
         lifespan="off",
         ws="none",
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
     )
     config.load()  # else uvicorn does it on the event loop: 0.2 s of imports during which no probe is answered

@@ -21,6 +21,7 @@ from app.api.front import Front
 from app.child import Child
 from app.engine_client import EngineClient
 from app.engine_host import EnginePatience
+from app.errors import NotReady
 from app.http_server import HttpServer
 from app.lifecycle import Lifecycle, State
 from app.service import Patience, Service
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 _GIL_SWITCH_S = 0.0005
 # A processor may need minutes for thousands of tokens of a large model.
 _GPU_STEP_S, _CPU_STEP_S = 60.0, 600.0
+# Whoever is cut off by a drain asks another server.
+_ELSEWHERE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ async def _drain(service: Service, front: Front, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(front.idle(), timeout_s)
     logger.info("drained in %.1f s, %d requests were cut off", boottime_s() - start_s, front.in_flight)
-    service.engine.detach("the server is shutting down")
+    service.engine.detach(NotReady("the server is shutting down", retry_after_s=_ELSEWHERE_S))
 
 
 def _say_goodbye(service: Service, settings: Settings, ending: _Ending) -> None:

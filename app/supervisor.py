@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from app.child import Child
 from app.engine_host import EngineHost, EnginePatience
+from app.errors import EngineFailure
 from app.lifecycle import State
 from app.loading import Loading
 from app.messages import (
@@ -238,7 +239,7 @@ class Supervisor:
     def engine_lost(self, what: str) -> None:
         """End the requests it had; go back to warming if it had been serving."""
         self._service.load.lost()
-        self._service.engine.detach(f"the engine {what}")
+        self._service.engine.detach(EngineFailure(f"the engine {what}"))
         if self._service.lifecycle.state is State.READY:
             self._service.lifecycle.advance(State.WARMING, "")
         self._say(f"the engine {what}; another one binds to the same weights")
@@ -258,7 +259,7 @@ class Supervisor:
         if self.failure.done() or not self._service.lifecycle.advance(State.FAILED, error.message):
             return
         logger.error("%s: %s", error.kind, error.message)
-        self._service.engine.detach(error.message)
+        self._service.engine.detach(EngineFailure(error.message))
         self.failure.set_result(error)
         self.close()
 

@@ -108,6 +108,7 @@ export class PromptBox {
       model: name,
       ...way.prompt(byId("prompt").value),
       max_tokens: Number(byId("max-tokens").value),
+      temperature: Number(byId("temperature").value),
       stream: true,
       stream_options: { include_usage: true, continuous_usage_stats: true },
     };

@@ -9,7 +9,7 @@ const MILESTONES = {
   artifact_fetch_start: "first read",
   artifact_fetch_end: "last byte fetched",
   host_staging_complete: "last byte in place",
-  model_load_complete: "model bound to them",
+  model_load_complete: "weights bound",
   first_token_time: "warm-up's first token",
   ready_time: "ready",
   first_answer_time: "first answer",

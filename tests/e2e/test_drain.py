@@ -107,5 +107,5 @@ def test_a_drain_that_takes_too_long_ends_whole_answers_too(demo_model_dir, tmp_
             answer = answering.result()
             assert busy.is_closed_by_server()
         check_ended(server)
-    assert (answer.status, answer.headers["connection"]) == (500, "close")
+    assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert "shutting down" in json.loads(answer.body)["error"]["message"]

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from app.api.server import ApiOptions
+from app.errors import EngineFailure
 from app.lifecycle import Lifecycle
 from tests.unit.scripted_engine import HANG, listening, serve
 
@@ -178,7 +179,7 @@ async def test_an_engine_that_dies_ends_every_stream():
     async with async_client(served) as client:
         chunks = await client.completions.create(model="toy", prompt="hi", stream=True)
         await anext(chunks)
-        served.service.engine.detach("the engine process died")
+        served.service.engine.detach(EngineFailure("the engine process died"))
         with pytest.raises(openai.APIError, match="the engine process died"):
             await anext(chunks)
         await chunks.close()

@@ -11,6 +11,7 @@ import pytest
 from app.api.cors import CorsOptions
 from app.api.front import Front
 from app.api.server import ApiOptions, create_app
+from app.errors import EngineFailure
 from app.lifecycle import Lifecycle, State
 from app.service import Patience
 from tests.unit.scripted_engine import events, listening, ready_lifecycle, serve
@@ -239,7 +240,7 @@ async def test_nobody_waits_for_a_server_that_goes_away(state, stream):
 async def test_a_dead_engine_is_waited_for_like_a_load():
     """While another one is bound, requests wait; the new one answers them."""
     served = serve("hello")
-    served.service.engine.detach("the engine died")
+    served.service.engine.detach(EngineFailure("the engine died"))
     served.service.lifecycle.advance(State.WARMING, "another one binds")
     async with asking(served, body=BODY) as answer:
         served.service.engine.attach(served.engine.send)

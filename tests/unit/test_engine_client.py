@@ -112,7 +112,7 @@ async def test_an_engine_that_is_lost_fails_its_readers():
     attached = Attached(1)
     reading = asyncio.create_task(attached.read())
     await asyncio.sleep(0)
-    attached.client.detach("it died")
+    attached.client.detach(EngineFailure("it died"))
     with pytest.raises(EngineFailure, match="it died"):
         await reading
     with pytest.raises(NotReady):
