@@ -34,6 +34,7 @@ from streaming.messages import (
     Resume,
     Staged,
 )
+from streaming.options import HOST_STAGING
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,7 @@ class Loading:
             on_lost=events.failed,
             on_error=events.broken,
         )
-        self._watchdog = Watchdog(
-            lambda: None if self._awaits_layout or self._is_over else stall_timeout_s, self._stalled
-        )
+        self._watchdog = Watchdog(lambda: stall_timeout_s if self._owes_bytes() else None, self._stalled)
 
     def lay_out(self, layout: Layout) -> None:
         """Answer `described`."""
@@ -131,6 +130,11 @@ class Loading:
         """End the loader, if it still runs."""
         self._watchdog.close()
         self._loader.close()
+
+    def _owes_bytes(self) -> bool:
+        """Whole shards are told only when they are on disk, which may take longer than any patience."""
+        tells_in_time = self._plan is None or self._request.strategy != HOST_STAGING
+        return tells_in_time and not (self._awaits_layout or self._is_over)
 
     def _hear(self, message: FromLoader, fds: list[int]) -> None:
         self._watchdog.heard()
