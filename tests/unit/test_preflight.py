@@ -140,6 +140,16 @@ def test_the_room_is_the_loaders_own_guard():
     assert "--max-model-len" in short.action
 
 
+def test_figures_that_serve_does_not_refuse_by_are_no_failure():
+    """A class of transformers' has its own, host-staging no guard: what does not fit is a warning there."""
+    need = Need(100 * GIB, GIB, is_guarded=False)
+    room = judge_room(DeviceMemory(GIB, 80 * GIB), need)
+    memory = judge_memory(HostMemory(GIB), ON_CPU, need, weights_in_host=True)
+    assert (room.status, memory.status) == (WARNING, WARNING)
+    assert "larger GPU" in room.action
+    assert "larger machine" in memory.action
+
+
 @pytest.mark.parametrize(
     ("available", "limit", "weights_in_host", "status"),
     [
@@ -282,7 +292,7 @@ def test_half_an_identity_is_a_warning_where_a_client_secret_may_be_meant():
 
 
 def test_a_model_for_transformers_is_left_to_the_engine():
-    """Neither accepted nor refused, and the memory is what the checkpoint holds."""
+    """Neither accepted nor refused, and the memory is what the weights take in the dtype that is asked for."""
     config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "torch_dtype": "float32"}
     found = Description(
         {"config.json": json.dumps(config).encode(), "merges.txt": b""},
@@ -291,7 +301,8 @@ def test_a_model_for_transformers_is_left_to_the_engine():
     )
     findings, need = judge_model(found, load([URI, "--device", "cpu"], {}))
     assert [(f.name, f.status) for f in findings] == [("model", WARNING), ("settings", SKIPPED), ("tokenizer", WARNING)]
-    assert need == Need(32, 0, exact=False)
+    assert need == Need(32, 0, is_guarded=False)
+    assert judge_model(found, load([URI, "--device", "cpu", "--dtype", "bfloat16"], {}))[1].weights_bytes == 16
     findings, need = judge_model(Description({}, found.entries, found.versions), Settings())
     assert [f.status for f in findings] == [FAILED, SKIPPED, FAILED]
     assert (findings[0].exit_code, need) == (4, None)

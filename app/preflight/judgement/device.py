@@ -43,11 +43,15 @@ class Torch:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of the weights where they land and of the least KV cache; not `exact` where transformers' class decides."""
+    """Bytes of the weights where they land and of the least KV cache.
+
+    Not `is_guarded` where `serve` does not refuse by these figures: transformers' class has its own, and host-staging
+    has no guard.
+    """
 
     weights_bytes: int
     cache_bytes: int
-    exact: bool = True
+    is_guarded: bool = True
 
 
 def no_gpu(wish: str, torch: Torch | None) -> list[Finding]:
@@ -139,14 +143,22 @@ def judge_room(memory: DeviceMemory, need: Need) -> Finding:
     try:
         check_room(need.weights_bytes, need.cache_bytes, memory)
     except DeviceError as error:
-        return refused("gpu-memory", error, **figures)
-    roughly = "" if need.exact else " (as the checkpoint stores them)"
+        return short("gpu-memory", error, need, **figures)
+    roughly = "" if need.is_guarded else "about "
     return ok(
         "gpu-memory",
         f"{shown_bytes(memory.free_bytes)} of {shown_bytes(memory.total_bytes)} are free, weights take "
-        f"{shown_bytes(need.weights_bytes)}{roughly} and the least KV cache {shown_bytes(need.cache_bytes)}",
+        f"{roughly}{shown_bytes(need.weights_bytes)} and the least KV cache {shown_bytes(need.cache_bytes)}",
         **figures,
     )
+
+
+def short(name: str, error: DeviceError, need: Need, /, **figures: int | None) -> Finding:
+    """What a guard says: a failure only where `serve` would ask the same one."""
+    finding = refused(name, error, **figures)
+    if need.is_guarded:
+        return finding
+    return warning(name, f"{finding.detail} (roughly: serve finds out as it loads)", finding.action, **figures)
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.preflight.finding import DEVICE, Finding, failed, ok, refused, shown_bytes, skipped, warning
-from app.preflight.judgement.device import Need
+from app.preflight.finding import DEVICE, Finding, failed, ok, shown_bytes, skipped, warning
+from app.preflight.judgement.device import Need, short
 from streaming.errors import DeviceError
 from streaming.host_memory import HostMemory, check_host_room
 
@@ -53,8 +53,9 @@ def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weigh
     """Weights (where they lie in host memory) by the loader's guard, and the chunks in flight beside them."""
     if weights_in_host and need is None:
         return skipped("host-memory", "it is not known how much the weights take")
-    weights_bytes = need.weights_bytes if need and weights_in_host else 0
-    cache_bytes = need.cache_bytes if need and not demand.on_gpu else 0
+    need = need or Need(0, 0)
+    weights_bytes = need.weights_bytes if weights_in_host else 0
+    cache_bytes = 0 if demand.on_gpu else need.cache_bytes
     figures = {
         "available_bytes": memory.available_bytes,
         "limit_bytes": memory.limit_bytes,
@@ -65,7 +66,7 @@ def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weigh
     try:
         check_host_room(weights_bytes, cache_bytes, memory)
     except DeviceError as error:
-        return refused("host-memory", error, **figures)
+        return short("host-memory", error, need, **figures)
     limit = "" if memory.limit_bytes is None else f" under a limit of {shown_bytes(memory.limit_bytes)}"
     detail = (
         f"{shown_bytes(memory.available_bytes)} are available{limit}, weights and least KV cache take "
