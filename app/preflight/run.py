@@ -85,7 +85,8 @@ def _gpu(at_work: Pending[Gpu] | None, settings: Settings) -> tuple[Gpu | None, 
         return None, [failed("gpu", DEVICE, str(late), remedy), skipped("gpu-sharing", "gpu failed")]
     except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
         return None, [unexpected("gpu", DEVICE, error), skipped("gpu-sharing", "gpu failed")]
-    return gpu, judge_gpu(gpu, host_fallback=settings.model.pinned_host_fallback)
+    is_shared = settings.model.load_strategy != HOST_STAGING
+    return gpu, judge_gpu(gpu, host_fallback=settings.model.pinned_host_fallback, is_shared=is_shared)
 
 
 def _model(found: Description | None, settings: Settings, deadline: Deadline) -> tuple[list[Finding], Need | None]:

@@ -46,6 +46,7 @@ class SourceChecks:
         self._deadline = deadline
         self._location: Location | None = None
         self._source: Source | None = None
+        self._staging: Staging | None = None
         self._credential = ""
         self._answer: Answer | None = None
         self.description: Description | None = None
@@ -89,7 +90,7 @@ class SourceChecks:
         except ValueError as error:
             return failed("source", SOURCE, f"the URI cannot be read: {error}", "write az://CONTAINER/PREFIX")
         if self._settings.model.load_strategy == HOST_STAGING:  # which refuses what it cannot read from
-            Staging(self._location, storage.source_options(), storage.pipeline_options())
+            self._staging = Staging(self._location, storage.source_options(), storage.pipeline_options())
         where = f" at {self._location.account_url}" if isinstance(self._location, AzureLocation) else ""
         return ok("source", f"{self._location}{where}", uri=uri)
 
@@ -149,6 +150,8 @@ class SourceChecks:
             found = self._deadline.run(lambda: describe(source))
         except StreamingError as error:
             return judgement.unread("metadata", error, self._credential)
+        if self._staging is not None:
+            self._staging.check(len(found.versions))
         self.description = found
         shards_bytes = sum(version.size_bytes for version in found.versions)
         elapsed_s = time.monotonic() - start_s

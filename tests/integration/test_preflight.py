@@ -16,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from safetensors.torch import save_file
 
 from app.preflight.deadline import Deadline, Late
 from app.preflight.finding import FAILED, OK, SKIPPED, WARNING, Finding
@@ -29,6 +31,7 @@ from tools.nginx import nginx
 from tools.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+STAGED = ("--load-strategy", "host-staging")
 FAKE = ROOT / "tests" / "fake_driver"
 
 
@@ -212,6 +215,21 @@ def test_a_weight_that_cannot_be_read_leaves_the_model_judged(demo_model_dir):
     assert statuses(found, "metadata", "throughput", "model", "tokenizer") == (OK, FAILED, OK, OK)
 
 
+@pytest.mark.parametrize(("shards", "status"), [(253, OK), (254, FAILED)])
+def test_more_shards_than_host_staging_takes(tmp_path, shards, status):
+    """They are refused with the loader's own words, and only by it: direct-gpu takes any number."""
+    tensor = torch.zeros(1)
+    names = {f"t{n}": f"model-{n:05}.safetensors" for n in range(shards)}
+    for tensor_name, name in names.items():
+        save_file({tensor_name: tensor}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    staged, streamed = checks(tmp_path, *STAGED)["metadata"], checks(tmp_path)["metadata"]
+    assert (staged.status, streamed.status) == (status, OK)
+    if status == FAILED:
+        assert (staged.exit_code, staged.action) == (4, "use --load-strategy direct-gpu")
+        assert "254 shards" in staged.detail
+
+
 def test_a_slow_source_is_late_and_says_so(demo_model_dir):
     """A source at a trickle ends with the deadline, as a failure of the stage that it held."""
     with BlobServer(demo_model_dir, bytes_per_s=50_000) as source:
@@ -287,6 +305,8 @@ def test_a_proxy_is_told_instead_of_a_connection_that_serve_does_not_make(monkey
         ({"free_bytes": 1 << 20}, (), {"gpu": OK, "gpu-memory": FAILED}),
         ({"attributes": {"COMPUTE_MODE": 3}}, (), {"gpu": OK, "gpu-sharing": WARNING}),
         ({"attributes": {"COMPUTE_MODE": 3}}, ("--no-host-fallback",), {"gpu-sharing": FAILED}),
+        ({"attributes": {"COMPUTE_MODE": 3}}, (*STAGED, "--no-host-fallback"), {"gpu-sharing": SKIPPED}),
+        ({"free_bytes": 1 << 20}, STAGED, {"gpu": OK, "gpu-memory": WARNING}),
         ({"attributes": {"COMPUTE_MODE": 2}}, (), {"gpu": FAILED}),
         ({"fail": {"cuInit": "CUDA_ERROR_NO_DEVICE"}}, (), {"gpu": FAILED, "gpu-memory": SKIPPED}),
         ({"fail": {"cuDevicePrimaryCtxRetain": "CUDA_ERROR_ECC"}}, (), {"gpu": FAILED, "gpu-memory": SKIPPED}),

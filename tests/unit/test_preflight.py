@@ -73,6 +73,12 @@ def test_a_gpu_is_judged_by_who_may_use_it(changes, fallback, statuses):
     assert all(finding.exit_code == 5 for finding in findings if finding.status == FAILED)
 
 
+def test_host_staging_shares_no_memory_of_a_gpu():
+    """An obstacle to sharing, fallbacks or not, is none of its business."""
+    exclusive = replaced(H100, compute_mode="EXCLUSIVE_PROCESS", obstacle="its compute mode")
+    assert of(judge_gpu(exclusive, host_fallback=False, is_shared=False), "gpu-sharing").status == SKIPPED
+
+
 def test_a_mig_slice_is_told_by_its_name():
     """The driver has no other word for it that needs no management library."""
     seen, _ = judge_gpu(replaced(H100, name="NVIDIA H100 MIG 1g.10gb"), host_fallback=True)

@@ -13,6 +13,7 @@ from streaming.destination import check_room
 from streaming.errors import DeviceError
 
 _PROHIBITED = "PROHIBITED"
+_NOT_SHARED = "with host-staging the engine has its memory for itself"
 _NO_GPU = "the model runs on the CPU"
 
 
@@ -67,8 +68,8 @@ def no_gpu(wish: str, torch: Torch | None) -> list[Finding]:
     return [gpu, skipped("gpu-sharing", _NO_GPU)]
 
 
-def judge_gpu(gpu: Gpu, *, host_fallback: bool) -> list[Finding]:
-    """Whether it can be used, and whether its memory can be shared."""
+def judge_gpu(gpu: Gpu, *, host_fallback: bool, is_shared: bool = True) -> list[Finding]:
+    """Whether it can be used, and whether its memory can be shared, which host-staging does not ask (`is_shared`)."""
     figures = {
         "name": gpu.name,
         "compute_capability": _dotted(gpu.compute_capability),
@@ -90,7 +91,7 @@ def judge_gpu(gpu: Gpu, *, host_fallback: bool) -> list[Finding]:
         seen = failed("gpu", DEVICE, f"{detail}: {found}", remedy, **figures)
     else:
         seen = ok("gpu", detail, **figures)
-    return [seen, _sharing(gpu, host_fallback=host_fallback)]
+    return [seen, _sharing(gpu, host_fallback=host_fallback) if is_shared else skipped("gpu-sharing", _NOT_SHARED)]
 
 
 def _sharing(gpu: Gpu, *, host_fallback: bool) -> Finding:

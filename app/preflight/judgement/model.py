@@ -17,6 +17,7 @@ from streaming.describe import TOKENIZER_SOURCE_NAMES, Description
 from streaming.dtypes import BITS
 from streaming.errors import StreamingError
 from streaming.messages import Entry, Origin
+from streaming.options import HOST_STAGING
 from streaming.plan import CASTABLE, plan_load
 
 _TOKENIZER = "tokenizer.json"
@@ -58,7 +59,8 @@ def _ours(
         max_model_len_tokens=model.max_model_len_tokens,
         is_ours=True,
     )
-    return [seen, _settings(found, model, wishes)], Need(plan.arena_bytes, cache_bytes)
+    is_guarded = settings.model.load_strategy != HOST_STAGING
+    return [seen, _settings(found, model, wishes)], Need(plan.arena_bytes, cache_bytes, is_guarded=is_guarded)
 
 
 def _transformers(found: Description, wishes: Wishes, reason: str) -> tuple[list[Finding], Need | None]:
