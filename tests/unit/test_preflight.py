@@ -176,6 +176,15 @@ def test_host_memory_counts_weights_where_they_lie_and_chunks_always(available, 
     assert finding.figures["available_bytes"] == available
 
 
+@pytest.mark.parametrize(("left_bytes", "status"), [(GIB - 1, WARNING), (GIB, OK)])
+def test_a_cpu_keeps_something_for_the_processes_themselves(left_bytes, status):
+    """Weights and cache alone would fit, but not the programs that serve them."""
+    demand = replaced(ON_CPU, chunks_bytes=1 << 20)
+    finding = judge_memory(HostMemory(16 * GIB + left_bytes), demand, Need(15 * GIB, GIB), weights_in_host=True)
+    assert finding.status == status
+    assert ("1.00 GiB" in finding.action) == (status == WARNING)
+
+
 @pytest.mark.parametrize(
     ("free", "is_memory", "staged", "status"),
     [

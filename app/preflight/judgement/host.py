@@ -14,6 +14,8 @@ from streaming.host_memory import HostMemory, check_host_room
 
 # Below it a GPU waits for the processes that feed it: server, loader and engine are busy at once while it starts.
 _FEW_CPUS = 4
+# What server, loader and engine take beside weights and cache on a CPU: mostly libraries and activations.
+_PROCESSES_BYTES = 1 << 30
 # Descriptors that each process has open besides its connections: libraries, pipes, event loops.
 _OWN_FILES = 64
 
@@ -72,7 +74,11 @@ def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weigh
         f"{shown_bytes(memory.available_bytes)} are available{limit}, weights and least KV cache take "
         f"{shown_bytes(weights_bytes + cache_bytes)}, chunks in flight up to {shown_bytes(demand.chunks_bytes)}"
     )
-    if weights_bytes + cache_bytes + demand.chunks_bytes > memory.available_bytes:
+    left_bytes = memory.available_bytes - weights_bytes - cache_bytes
+    if not demand.on_gpu and left_bytes < _PROCESSES_BYTES:
+        remedy = f"leave about {shown_bytes(_PROCESSES_BYTES)} beside them, for server, loader and engine themselves"
+        return warning("host-memory", detail, remedy, **figures)
+    if demand.chunks_bytes > left_bytes:
         remedy = "raise the memory limit, or bound the chunks with --memory-limit"
         return warning("host-memory", detail, remedy, **figures)
     return ok("host-memory", detail, **figures)
