@@ -202,7 +202,7 @@ def _port(endpoint: SplitResult) -> int:
     try:
         given = endpoint.port
     except ValueError as error:
-        raise SourceError(f"{endpoint.netloc}: no port: {error}") from error
+        raise SourceError(f"{endpoint.netloc}: no port ({error}): correct the endpoint") from error
     return given or (443 if endpoint.scheme == "https" else 80)
 
 

@@ -238,6 +238,13 @@ def test_a_slow_source_is_late_and_says_so(demo_model_dir):
     assert found["metadata"].action
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    """What to do is told beside what was found, not made of it."""
+    found = checks(tmp_path / "missing")["metadata"]
+    assert (found.status, found.detail) == (FAILED, f"file://{tmp_path}/missing: no such folder")
+    assert found.action == "check the path and the volume's mount"
+
+
 def test_a_closed_port_and_an_unknown_host():
     """The first stage that fails is named, and none behind it is tried."""
     closed = checks(f"http://127.0.0.1:{free_port()}/model")

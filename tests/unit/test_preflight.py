@@ -278,7 +278,7 @@ def test_a_refusal_is_told_by_whose_fault_it_is(said, credential, part):
     [
         (errors.BlobNotFound("az://c/m: nothing is there: check account, container and prefix"), 3, "container"),
         (errors.SourceUnavailable("az://c/m: reset"), 3, "network policy"),
-        (errors.CheckpointError("az://c/m: no shard: upload it"), 4, "upload it"),
+        (errors.CheckpointError("model.safetensors: truncated: its tensors end at byte 9"), 4, "upload the checkpoint"),
         (errors.AccessDenied("no Azure credential was found: run az login"), 3, "az login"),
     ],
 )
@@ -286,6 +286,12 @@ def test_other_errors_of_a_read_keep_their_code(error, code, part):
     """A checkpoint that contradicts itself is the model's fault, not the source's."""
     finding = unread("metadata", error, "default")
     assert (finding.exit_code, part in finding.action) == (code, True)
+
+
+def test_the_cause_of_a_broken_checkpoint_is_no_advice():
+    """Its errors say what is wrong behind their last colon, which stays in the finding."""
+    text = "model.safetensors: its header claims 9 bytes, the file has 8: truncated, or not a safetensors file"
+    assert unread("metadata", errors.CheckpointError(text), "").detail == text
 
 
 def test_a_sas_token_that_has_ended_fails_and_is_not_shown():

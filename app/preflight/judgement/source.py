@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from app.preflight.finding import SOURCE, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.credentials import half_identity
-from streaming.errors import AccessDenied, BlobNotFound, SourceError, StreamingError
+from streaming.errors import AccessDenied, BlobNotFound, CheckpointError, SourceError, StreamingError
 from streaming.options import AzureOptions
 
 _IDENTITIES = ("workload-identity", "managed-identity", "default")
@@ -154,6 +154,8 @@ def judge_throughput(nbytes: int, elapsed_s: float, lanes: int) -> Finding:
 
 def unread(name: str, error: StreamingError, credential: str) -> Finding:
     """A read that failed, by whose fault it is; the credential is "" where the source takes none of Azure's."""
+    if isinstance(error, CheckpointError):
+        return failed(name, error.exit_code, str(error), "upload the checkpoint again, whole")
     if not isinstance(error, SourceError):
         return refused(name, error)
     if isinstance(error, AccessDenied):
