@@ -75,7 +75,7 @@ class SourceChecks:
             try:
                 found.append(stage())
             except Late as late:
-                remedy = "check the network between, or allow more with --timeout"
+                remedy = "check the network or the mount between, or allow more with --timeout"
                 found.append(failed(name, SOURCE, str(late), remedy))
             except StreamingError as error:
                 found.append(refused(name, error))
@@ -86,7 +86,8 @@ class SourceChecks:
     def _parse(self) -> Finding:
         uri, storage = self._settings.model.uri, self._settings.storage
         try:
-            self._location = parse(uri, storage.source_options().azure)
+            azure = storage.source_options().azure
+            self._location = self._deadline.run(lambda: parse(uri, azure))  # a path is resolved, on a mount perhaps
         except ValueError as error:
             return failed("source", SOURCE, f"the URI cannot be read: {error}", "write az://CONTAINER/PREFIX")
         if self._settings.model.load_strategy == HOST_STAGING:  # which refuses what it cannot read from

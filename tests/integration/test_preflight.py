@@ -331,6 +331,28 @@ def test_a_gpu_is_seen_through_the_driver(demo_model_dir, fake, words, expected)
         assert found["gpu"]["figures"]["cuda_version"] == "12.8"
 
 
+def test_a_dead_mount_ends_with_the_deadline(monkeypatch):
+    """A path that is never resolved is late, as a failure of the source, and what looks at the machine is, too."""
+    mount = threading.Event()
+    monkeypatch.setattr(Path, "resolve", lambda *_: mount.wait())
+    found = checks("dead/model", timeout_s=1)
+    mount.set()
+    assert statuses(found, "source", "metadata", "host-memory", "disk") == (FAILED, SKIPPED, SKIPPED, SKIPPED)
+    assert "mount" in found["source"].action
+
+
+def test_a_machine_that_nobody_expected_is_left_out(monkeypatch, tmp_path):
+    """Whatever breaks while it is looked at ends no preflight, and its words are not shown."""
+
+    def broken(_):
+        raise RuntimeError("s3cret")
+
+    monkeypatch.setattr("app.preflight.run.look_at_host", broken)
+    found = checks(tmp_path)
+    assert statuses(found, "host-memory", "container") == (SKIPPED, SKIPPED)
+    assert found["disk"].detail == "unexpected: RuntimeError"
+
+
 def test_work_that_never_ends_is_left_behind():
     """Whoever waits goes on at the deadline, and the deadline remembers it; what has ended is given nevertheless."""
     deadline = Deadline(0.2)
