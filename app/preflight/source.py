@@ -114,7 +114,7 @@ class SourceChecks:
         if reason := self._not_direct(endpoint):
             return skipped("connection", reason)
         address = f"{endpoint.hostname}:{_port(endpoint)}"
-        timeout_s = min(self._settings.storage.connect_timeout_s, self._deadline.left_s)
+        timeout_s = min(self._settings.storage.connect_timeout_s, self._deadline.left_s * _SHARE)
         try:
             self._answer = self._deadline.run(lambda: _ask(endpoint, timeout_s))
         except ssl.SSLError as error:
@@ -208,7 +208,7 @@ def _port(endpoint: SplitResult) -> int:
 
 
 def _ask(endpoint: SplitResult, timeout_s: float) -> Answer:
-    """Connect, and ask for nothing in particular: any answer has the server's date."""
+    """Connect, and ask for the date."""
     host, port = endpoint.hostname or "", _port(endpoint)
     if endpoint.scheme == "https":
         context = ssl.create_default_context()
@@ -223,11 +223,17 @@ def _ask(endpoint: SplitResult, timeout_s: float) -> Answer:
         connected_s = time.monotonic()
         secure = connection.sock if isinstance(connection.sock, ssl.SSLSocket) else None
         tls_version = secure.version() if secure else None
-        connection.request("HEAD", endpoint.path or "/")
-        date = connection.getresponse().getheader("Date")
-        return Answer(connected_s - start_s, tls_version, _unix_time(date), time.time())
+        return Answer(connected_s - start_s, tls_version, _date_s(connection, endpoint.path or "/"), time.time())
     finally:
         connection.close()
+
+
+def _date_s(connection: http.client.HTTPConnection, path: str) -> float | None:
+    """Any answer has the server's; one who does not know HEAD, or this path, may say nothing, and serve all the rest."""
+    with suppress(TimeoutError, ConnectionError, http.client.HTTPException):
+        connection.request("HEAD", path)
+        return _unix_time(connection.getresponse().getheader("Date"))
+    return None
 
 
 def _unix_time(date: str | None) -> float | None:

@@ -256,14 +256,26 @@ def test_a_closed_port_and_an_unknown_host():
 
 
 def test_a_black_hole_ends_with_the_deadline():
-    """A server that accepts and says nothing costs the connection's share, and the process ends."""
+    """A server that accepts and says nothing has a connection and no more, and the process ends."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         code, found = process(f"http://127.0.0.1:{silent.getsockname()[1]}/model", "--timeout", "2", "--device", "cpu")
     assert code == 3
-    assert found["connection"]["status"] == FAILED
-    assert found["metadata"]["status"] == SKIPPED
+    assert [found[name]["status"] for name in ("connection", "clock", "metadata")] == [OK, SKIPPED, FAILED]
+
+
+def test_a_server_that_does_not_answer_head_is_connected_all_the_same():
+    """TCP worked, and the clock alone is not known: what is read is asked for by other means."""
+
+    def only_get(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command != "HEAD":
+            handler.send_error(404)
+
+    with http_server(only_get) as url:
+        found = checks(url)
+    assert statuses(found, "connection", "clock", "metadata") == (OK, SKIPPED, FAILED)
+    assert "nothing is there" in found["metadata"].detail
 
 
 def test_a_clock_that_is_wrong_is_a_warning():
