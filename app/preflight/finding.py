@@ -12,7 +12,7 @@ import msgspec
 from streaming.errors import StreamingError
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
-SOURCE, MODEL, DEVICE = 3, 4, 5
+SOURCE, MODEL, DEVICE, SERVER = 3, 4, 5, 6
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):

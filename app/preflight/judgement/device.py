@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.preflight.finding import DEVICE, Finding, failed, ok, refused, shown_bytes, skipped, warning
+from app.preflight.finding import DEVICE, SERVER, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.cuda_driver import DeviceMemory
 from streaming.destination import check_room
 from streaming.errors import DeviceError
@@ -108,10 +108,13 @@ def _sharing(gpu: Gpu, *, host_fallback: bool) -> Finding:
 
 
 def judge_torch(torch: Torch | None, gpu: Gpu | None, *, on_gpu: bool) -> Finding:
-    """Whether torch is there, and whether the driver is new enough for its CUDA: its major version decides."""
+    """Whether torch is there, and whether the driver is new enough for its CUDA: its major version decides.
+
+    A failure is the engine's: it dies of it four times, and `serve` ends as for a lost process.
+    """
     if torch is None:
         return failed(
-            "torch", DEVICE, "torch is not installed for this Python", "install coldstream with its dependencies"
+            "torch", SERVER, "torch is not installed for this Python", "install coldstream with its dependencies"
         )
     figures = {"version": torch.version, "cuda_version": torch.cuda}
     built = f"built for CUDA {torch.cuda}" if torch.cuda else "built without CUDA"
@@ -119,14 +122,14 @@ def judge_torch(torch: Torch | None, gpu: Gpu | None, *, on_gpu: bool) -> Findin
     if not on_gpu:
         return ok("torch", detail, **figures)
     if torch.cuda is None:
-        return failed("torch", DEVICE, detail, "install torch built for CUDA, or use --device cpu", **figures)
+        return failed("torch", SERVER, detail, "install torch built for CUDA, or use --device cpu", **figures)
     wanted = _version(torch.cuda)
     if gpu is None or wanted is None:
         return ok("torch", detail, **figures)
     detail += f"; the driver has {_dotted(gpu.cuda_version)}"
     if wanted[0] > gpu.cuda_version[0]:
         remedy = f"update the node's driver, or install torch built for CUDA {gpu.cuda_version[0]}"
-        return failed("torch", DEVICE, detail, remedy, **figures)
+        return failed("torch", SERVER, detail, remedy, **figures)
     if wanted > gpu.cuda_version:
         remedy = "a driver of the same major version works, but kernels may lack what a newer one has: update it"
         return warning("torch", detail, remedy, **figures)
