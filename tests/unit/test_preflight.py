@@ -208,8 +208,7 @@ def test_the_disk_matters_to_host_staging_only(free, is_memory, staged, status):
 @pytest.mark.parametrize(
     ("name", "changes", "demand", "status"),
     [
-        ("pinned-memory", {"memlock_bytes": 8 << 20}, ON_GPU, WARNING),
-        ("pinned-memory", {"memlock_bytes": 128 << 20}, ON_GPU, OK),
+        ("pinned-memory", {"memlock_bytes": 8 << 20}, ON_GPU, OK),
         ("pinned-memory", {"memlock_bytes": 8 << 20}, ON_CPU, SKIPPED),
         ("open-files", {"open_files": 256}, ON_GPU, WARNING),
         ("open-files", {"open_files": None}, ON_GPU, OK),
@@ -222,6 +221,13 @@ def test_the_disk_matters_to_host_staging_only(free, is_memory, staged, status):
 def test_limits_of_the_machine(name, changes, demand, status):
     """What would slow a GPU down is a warning; nothing here needs /dev/shm."""
     assert of(judge_host(replaced(HOST, **changes), demand), name).status == status
+
+
+@pytest.mark.parametrize(("memlock_bytes", "told"), [(8 << 20, True), (128 << 20, False), (None, False)])
+def test_a_small_limit_of_locked_memory_is_told_with_the_sign_that_it_matters(memlock_bytes, told):
+    """Containers have one as a rule, which drivers do not ask."""
+    finding = of(judge_host(replaced(HOST, memlock_bytes=memlock_bytes), ON_GPU), "pinned-memory")
+    assert (finding.status, "pageable-slots" in finding.detail) == (OK, told)
 
 
 @pytest.mark.parametrize(
