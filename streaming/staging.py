@@ -49,6 +49,17 @@ class Staging:
         self._source = source
         self._pipeline = pipeline
 
+    def check(self, shards: int) -> None:
+        """Whether so many can be staged.
+
+        Raises:
+            CheckpointError: There are more than one message can carry.
+        """
+        if shards > MAX_FDS:
+            raise CheckpointError(
+                f"{self._location}: {shards} shards: host-staging takes {MAX_FDS}: use --load-strategy direct-gpu"
+            )
+
     def stage(
         self,
         versions: Iterable[BlobVersion],
@@ -67,10 +78,7 @@ class Staging:
             CheckpointError: There are more than one message can carry.
         """
         versions = tuple(versions)
-        if len(versions) > MAX_FDS:
-            raise CheckpointError(
-                f"{self._location}: {len(versions)} shards: host-staging takes {MAX_FDS}: use --load-strategy direct-gpu"
-            )
+        self.check(len(versions))
         if isinstance(self._location, FileLocation):
             for version in versions:
                 on_staged(version, _opened(self._location, version))

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from tests.coldstream import Server, alive, serving, wait_for
 
-BODY = {"model": "m", "prompt": "Count:", "max_tokens": 30, "ignore_eos": True}
+BODY = {"model": "m", "prompt": "Count:", "max_tokens": 150, "ignore_eos": True}
 
 
 class KeptConnection:
