@@ -50,11 +50,13 @@ class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to read from any source.
 
-    Timeouts are seconds; `max_retries` counts retries of one request, not of the load.
+    Timeouts are seconds. `request_timeout_s` is for all of one request, `read_timeout_s` for its next byte. `max_retries`
+    counts retries of one request, not of the load; none begins once `retry_timeout_s` have passed since its first attempt.
     """
 
     azure: AzureOptions = AzureOptions()
     connect_timeout_s: float = 5.0
+    read_timeout_s: float = 20.0
     request_timeout_s: float = 60.0
     max_retries: int = 5
     retry_timeout_s: float = 60.0

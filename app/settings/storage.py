@@ -115,6 +115,9 @@ class StorageSettings(Section, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[float, Setting(number(0.001), "To connect to the source.", unit="s")] = (
         _SOURCE.connect_timeout_s
     )
+    read_timeout_s: Annotated[
+        float, Setting(number(0.001), "Without a byte of an answer, until its connection is given up.", unit="s")
+    ] = _SOURCE.read_timeout_s
     request_timeout_s: Annotated[float, Setting(number(0.001), "For one request.", unit="s")] = (
         _SOURCE.request_timeout_s
     )
@@ -226,6 +229,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         return SourceOptions(
             azure=azure,
             connect_timeout_s=self.connect_timeout_s,
+            read_timeout_s=self.read_timeout_s,
             request_timeout_s=self.request_timeout_s,
             max_retries=self.max_retries,
             retry_timeout_s=self.retry_timeout_s,
