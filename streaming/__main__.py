@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from streaming.clock import boottime_s, exec_time_s
@@ -46,6 +47,7 @@ from streaming.telling import Telling
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
+    from streaming.pipeline import RangeReader
     from streaming.retrying import Retries
     from streaming.source import Source
 
@@ -104,7 +106,7 @@ def _stream(
 ) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
-    from streaming.retrying import RetryingRanges
+    from streaming.throttling import start_wait_s
     from streaming.timings import Timings, whole
 
     if (resume := request.resume) is None:
@@ -121,9 +123,11 @@ def _stream(
     def on_landed(chunk: Chunk) -> None:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
+    if resume is None:
+        time.sleep(start_wait_s(request.pipeline.throttling.start_jitter_s))
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings, reader = Timings(), RetryingRanges(source, retries)
+    timings, reader = Timings(), _reader(request, source, retries)
     fetched_s = land(
         reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
@@ -135,6 +139,18 @@ def _stream(
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
     _finish(server, request, retries, fetched_s, landed_s, times)
+
+
+def _reader(request: LoadRequest, source: Source, retries: Retries) -> RangeReader:
+    """The source as the lanes read it."""
+    from streaming.hedging import HedgingReader
+    from streaming.retrying import RetryingRanges
+    from streaming.throttling import ThrottledReader
+
+    pipeline, counters = request.pipeline, retries.counters
+    throttled = ThrottledReader(source, pipeline.throttling, pipeline.lanes, counters)
+    hedged = HedgingReader(throttled, pipeline.hedging, counters, is_held_back=throttled.is_held_back)
+    return RetryingRanges(hedged, retries)
 
 
 def _stage(server: Server, request: LoadRequest, source: Source, retries: Retries) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 from collections import deque
 from typing import TYPE_CHECKING
 
 from streaming.adaptive_limit import AdaptiveLimit
+from streaming.causes import Cause
 from streaming.counters import FetchCounters
 from streaming.errors import SourceError
 from streaming.messages import BlobVersion
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
     from streaming.pipeline import RangeReader
 
-_BUSY = re.compile(r"status code: (429|503)\b")
-
 
 def asks_for_less(error: SourceError) -> bool:
     """Whether the source answered that it is asked for too much (503 or 429)."""
-    return _BUSY.search(str(error.__cause__)) is not None
+    return error.cause in (Cause.UNAVAILABLE, Cause.TOO_MANY)
 
 
 def start_wait_s(start_jitter_s: float) -> float:
