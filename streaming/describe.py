@@ -19,7 +19,7 @@ from streaming.source import Prefix
 from streaming.uri import Location
 
 if TYPE_CHECKING:
-    from obstore import Bytes
+    from streaming.pipeline import Bytes
 
 METADATA_NAMES = (
     "config.json",

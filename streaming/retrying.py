@@ -20,9 +20,7 @@ from streaming.options import SourceOptions
 from streaming.retry_policy import Budget, Policy
 
 if TYPE_CHECKING:
-    from obstore import Bytes
-
-    from streaming.pipeline import RangeReader
+    from streaming.pipeline import Bytes, RangeReader
     from streaming.source import Prefix, Source
     from streaming.uri import Location
 
