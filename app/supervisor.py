@@ -35,6 +35,7 @@ from app.telemetry import names
 from app.text_reading import TextReading
 from app.wishes import Wishes
 from streaming.clock import boottime_s
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.options import HOST_STAGING
@@ -172,6 +173,10 @@ class Supervisor:
         """Never silently: log why, and count it."""
         logger.warning("fell back to %s: %s", fallback.what, fallback.reason)
         self._service.ledger.fallback(fallback.what, fallback.reason)
+
+    def counted(self, counters: FetchCounters) -> None:
+        """Remember what the load has met."""
+        self._service.ledger.counters = counters
 
     def progressed(self, nbytes: int) -> None:
         """Count landed bytes."""

@@ -11,9 +11,11 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from streaming.clock import boottime_s, exec_time_s
+from streaming.counters import FetchCounters
 from streaming.cuda_driver import import_early
 from streaming.destination import Destination
 from streaming.errors import StreamingError
@@ -23,6 +25,7 @@ from streaming.messages import (
     ArenaMemory,
     BlobVersion,
     Chunk,
+    Counted,
     Described,
     Landed,
     LandedChunks,
@@ -40,9 +43,12 @@ from streaming.messages import (
 from streaming.options import HOST_STAGING
 from streaming.plan import plan_load
 from streaming.process import die_with_parent, give_way, reuse_large_blocks
+from streaming.telling import Telling
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
+    from streaming.pipeline import RangeReader
+    from streaming.retrying import Retries
     from streaming.source import Source
 
 Server = Mailbox[ToLoader]
@@ -73,27 +79,38 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
     staged = request.strategy == HOST_STAGING
     destination = None if staged else Destination(request.destination, request.pipeline.chunk_bytes, server.send)
     try:
-        # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
-        from streaming.source import open_source
+        with Telling(counters := FetchCounters(), lambda now: server.send(Counted(counters=now))):
+            # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
+            from streaming.retrying import Retries
+            from streaming.source import open_source
 
-        source = open_source(request.uri, request.source)
-        if destination is None:
-            _stage(server, request, source)
-        else:
-            _stream(server, request, source, destination, fds)
+            retries = Retries(request.source, counters)
+            source = open_source(request.uri, request.source)
+            if destination is None:
+                _stage(server, request, source, retries)
+            else:
+                _stream(server, request, source, retries, destination, fds)
     except StreamingError as error:
         server.send(LoadFailed(origin=request.origin, error=error_report(error)))
         return error.exit_code
     return 0
 
 
-def _stream(server: Server, request: LoadRequest, source: Source, destination: Destination, fds: list[int]) -> None:
+def _stream(
+    server: Server,
+    request: LoadRequest,
+    source: Source,
+    retries: Retries,
+    destination: Destination,
+    fds: list[int],
+) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
+    from streaming.throttling import start_wait_s
     from streaming.timings import Timings, whole
 
     if (resume := request.resume) is None:
-        plan, layout = _plan(server, request, source)
+        plan, layout = _plan(server, request, source, retries)
         start_s = boottime_s()
         arena = destination.create(plan.arena_bytes, layout.reserve_bytes)
         planned_s = boottime_s()
@@ -106,11 +123,13 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     def on_landed(chunk: Chunk) -> None:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
+    if resume is None:
+        time.sleep(start_wait_s(request.pipeline.throttling.start_jitter_s))
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings = Timings()
+    timings, reader = Timings(), _reader(request, source, retries)
     fetched_s = land(
-        source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+        reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
@@ -119,16 +138,28 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
         copied_s, _ = whole(times, "copy")
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
-    _finish(server, request, fetched_s, landed_s, times)
+    _finish(server, request, retries, fetched_s, landed_s, times)
 
 
-def _stage(server: Server, request: LoadRequest, source: Source) -> None:
+def _reader(request: LoadRequest, source: Source, retries: Retries) -> RangeReader:
+    """The source as the lanes read it."""
+    from streaming.hedging import HedgingReader
+    from streaming.retrying import RetryingRanges
+    from streaming.throttling import ThrottledReader
+
+    pipeline, counters = request.pipeline, retries.counters
+    throttled = ThrottledReader(source, pipeline.throttling, pipeline.lanes, counters)
+    hedged = HedgingReader(throttled, pipeline.hedging, counters, is_held_back=throttled.is_held_back)
+    return RetryingRanges(hedged, retries)
+
+
+def _stage(server: Server, request: LoadRequest, source: Source, retries: Retries) -> None:
     """Put every shard on disk, from where the engine loads it."""
     from streaming.staging import Staging
 
     staging = Staging(source.location, request.source, request.pipeline)
     if request.resume is None:
-        plan, _ = _plan(server, request, source)
+        plan, _ = _plan(server, request, source, retries)
         memory = ArenaMemory("staged", plan.arena_bytes)
         server.send(Planned(origin=request.origin, plan=plan, memory=memory, planned_s=boottime_s()))
     else:
@@ -146,15 +177,16 @@ def _stage(server: Server, request: LoadRequest, source: Source) -> None:
     times = staging.stage([version for version in plan.versions if version.name in shards], on_staged, on_bytes)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    _finish(server, request, end_s, end_s, times)
+    _finish(server, request, retries, end_s, end_s, times)
 
 
-def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, Layout]:
+def _plan(server: Server, request: LoadRequest, source: Source, retries: Retries) -> tuple[Plan, Layout]:
     """Describe the checkpoint, let the server lay it out, and decide every address."""
     from streaming.describe import describe
+    from streaming.retrying import RetryingSource
 
     start_s = boottime_s()
-    found = describe(source)
+    found = describe(RetryingSource(source, retries))
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
     server.send(Described(origin=request.origin, files=found.files, entries=found.entries, versions=found.versions))
     layout, _ = server.recv()
@@ -172,11 +204,21 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
 
 
 def _finish(
-    server: Server, request: LoadRequest, fetched_s: float, landed_s: float, shards: tuple[ShardTimes, ...]
+    server: Server,
+    request: LoadRequest,
+    retries: Retries,
+    fetched_s: float,
+    landed_s: float,
+    shards: tuple[ShardTimes, ...],
 ) -> None:
     """Say that the bytes are there."""
-    fetched_bytes = sum(shard.nbytes for shard in shards)
-    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards)
+    report = LoadReport(
+        fetched_bytes=sum(shard.nbytes for shard in shards),
+        fetched_s=fetched_s,
+        landed_s=landed_s,
+        shards=shards,
+        counters=retries.counters,
+    )
     server.send(Landed(origin=request.origin, report=report))
 
 

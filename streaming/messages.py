@@ -8,6 +8,7 @@
                                 <-  FellBack ...
                                 <-  LandedChunks ...   or Staged (+ the shard's fd) ...
                                 <-  PhaseTimed ...
+                                <-  Counted ...
                                 <-  Landed | LoadFailed
 
 Knows no socket (`streaming.wire`) and no process. Times are seconds of CLOCK_BOOTTIME, so that the
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import msgspec
 
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
 
@@ -223,6 +225,12 @@ class FellBack(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     reason: str
 
 
+class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What this loader has met until now; at most every second while it changes, and once more before a failure."""
+
+    counters: FetchCounters
+
+
 class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One phase of the startup ledger; seconds of CLOCK_BOOTTIME."""
 
@@ -269,13 +277,15 @@ class ShardTimes(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one loader did: the bytes that this process fetched, when it had them, when they had landed.
 
-    `shards` are those of which it fetched any: none where they are on a local disk already and stay there.
+    `shards` are those of which it fetched any: none where they are on a local disk already and stay there. `counters` are
+    what it met on the way, its reads of metadata included.
     """
 
     fetched_bytes: int
     fetched_s: float
     landed_s: float
     shards: tuple[ShardTimes, ...] = ()
+    counters: FetchCounters = msgspec.field(default_factory=FetchCounters)
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -293,4 +303,4 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 ToLoader = LoadRequest | Layout
-FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Landed | LoadFailed
+FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Counted | Landed | LoadFailed

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.child import Child, spawn
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
+    Counted,
     Described,
     FellBack,
     FromLoader,
@@ -47,6 +49,7 @@ class Load:
     fallbacks: list[FellBack] = field(default_factory=list)
     landed_chunk_ids: list[int] = field(default_factory=list)
     report: LoadReport | None = None
+    counters: FetchCounters = field(default_factory=FetchCounters)
     error: ErrorReport | None = None
     max_resident_bytes: int = 0
     resumed: Load | None = None  # it owns the descriptor
@@ -140,7 +143,9 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
             result.fallbacks.append(message)
         case LandedChunks(chunk_ids=chunk_ids):
             result.landed_chunk_ids += chunk_ids
+        case Counted(counters=counters):
+            result.counters = counters
         case Landed(report=report):
-            result.report = report
+            result.report, result.counters = report, report.counters
         case LoadFailed(error=error):
             result.error = error

@@ -145,6 +145,12 @@ RANGE_DURATION = Metric(
     "Single ranged reads of weights, from being asked for until their bytes were there, retries included; of the last loader, known once the weights have landed. Not with host-staging.",
     buckets=RANGE_BUCKETS_S,
 )
+RETRIES = Metric(
+    "coldstream_fetch_retries_total",
+    "counter",
+    "Reads of metadata and weights that were tried again, by why the attempt before had failed. Not weights with host-staging.",
+    ("cause",),
+)
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
     "gauge",
@@ -201,6 +207,7 @@ UNATTRIBUTED_MS = "unattributed_ms"
 OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
 RESTARTS_ATTRIBUTE = "coldstream.restarts.{}"
+RETRIES_ATTRIBUTE = "coldstream.retries"
 DEVICE_USED_ATTRIBUTE = "coldstream.gpu_memory.{}_bytes"
 RANGE_COUNT = "coldstream.ranges"
 RANGE_EVENT = "slow_range"
