@@ -14,9 +14,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from streaming.clock import boottime_s, exec_time_s
+from streaming.counters import FetchCounters
 from streaming.cuda_driver import import_early
 from streaming.destination import Destination
-from streaming.errors import StreamingError
+from streaming.errors import CheckpointError, StreamingError
 from streaming.errors import report as error_report
 from streaming.mailbox import Mailbox
 from streaming.messages import (
@@ -24,6 +25,7 @@ from streaming.messages import (
     BlobVersion,
     Chunk,
     Described,
+    FellBack,
     Landed,
     LandedChunks,
     Layout,
@@ -44,6 +46,7 @@ from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
     from streaming.source import Source
+    from streaming.verified import OnFlaw
 
 Server = Mailbox[ToLoader]
 
@@ -91,6 +94,7 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     """Land every chunk at its address."""
     from streaming.pipeline import land
     from streaming.timings import Timings, whole
+    from streaming.verified import Verified
 
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, source)
@@ -108,9 +112,11 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
 
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings = Timings()
+    timings, counters = Timings(), FetchCounters()
+    on_flaw = _on_flaw(server, request)
+    reader = Verified(source, plan.digests, counters, again=source, place=source.location, on_flaw=on_flaw)
     fetched_s = land(
-        source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+        reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
@@ -119,7 +125,7 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
         copied_s, _ = whole(times, "copy")
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
-    _finish(server, request, fetched_s, landed_s, times)
+    _finish(server, request, fetched_s, landed_s, times, counters)
 
 
 def _stage(server: Server, request: LoadRequest, source: Source) -> None:
@@ -142,7 +148,8 @@ def _stage(server: Server, request: LoadRequest, source: Source) -> None:
     times = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    _finish(server, request, end_s, end_s, times)
+    counters = FetchCounters(unverified_bytes=sum(shard.nbytes for shard in times))
+    _finish(server, request, end_s, end_s, times, counters)
 
 
 def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, Layout]:
@@ -150,16 +157,40 @@ def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, L
     from streaming.describe import describe
 
     start_s = boottime_s()
-    found = describe(source)
+    found = describe(source, _on_flaw(server, request))
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
-    server.send(Described(origin=request.origin, files=found.files, entries=found.entries, versions=found.versions))
+    server.send(
+        Described(
+            origin=request.origin,
+            files=found.files,
+            entries=found.entries,
+            versions=found.versions,
+            has_manifest=found.has_manifest,
+        )
+    )
     layout, _ = server.recv()
     assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
     chunk_bytes = request.pipeline.chunk_bytes_for(sum(entry.end - entry.start for entry in found.entries))
-    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes)
+    digests = {} if request.strategy == HOST_STAGING else found.digests  # whole shards are no blocks
+    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes, digests=digests)
+    for version in plan.versions:
+        if version.name in digests and version.name not in plan.digests:
+            reason = f"{version.name} holds a tensor to cast whose elements lie across blocks: it is not verified"
+            server.send(FellBack(what="unverified-shard", reason=reason))
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=boottime_s()))
     return plan, layout
+
+
+def _on_flaw(server: Server, request: LoadRequest) -> OnFlaw:
+    """What to do about bytes that are not those of the manifest."""
+
+    def tell(flaw: CheckpointError) -> None:
+        if request.refuse_mismatches:
+            raise flaw
+        server.send(FellBack(what="unverified-bytes", reason=str(flaw)))
+
+    return tell
 
 
 def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
@@ -168,11 +199,18 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
 
 
 def _finish(
-    server: Server, request: LoadRequest, fetched_s: float, landed_s: float, shards: tuple[ShardTimes, ...]
+    server: Server,
+    request: LoadRequest,
+    fetched_s: float,
+    landed_s: float,
+    shards: tuple[ShardTimes, ...],
+    counters: FetchCounters,
 ) -> None:
     """Say that the bytes are there."""
     fetched_bytes = sum(shard.nbytes for shard in shards)
-    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards)
+    report = LoadReport(
+        fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards, counters=counters
+    )
     server.send(Landed(origin=request.origin, report=report))
 
 

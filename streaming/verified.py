@@ -1,0 +1,89 @@
+"""Reads of whole blocks, compared with their digests before anybody sees them.
+
+Takes a reader and block digests by shard, and is one itself. The digests are computed in threads: they give up the GIL, and
+the event loop has other lanes to wake. Knows no manifest, no chunk and no arena.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from streaming.counters import FetchCounters
+from streaming.digests import Mismatch, mismatches
+from streaming.errors import CheckpointError
+from streaming.messages import BlobVersion, BlockDigests
+from streaming.pipeline import RangeReader
+
+if TYPE_CHECKING:
+    from obstore import Bytes
+
+# What to do about bytes that are not those of the manifest: raise it, or tell it and go on.
+OnFlaw = Callable[[CheckpointError], None]
+
+
+def refuse(flaw: CheckpointError) -> None:
+    """Raise it."""
+    raise flaw
+
+
+class Verified:
+    """A reader of blocks that are what they were.
+
+    Args:
+        reader: Where the bytes come from.
+        again: Where they are asked for once more after a mismatch: not out of the cache that may hold the wrong ones.
+        digests: By shard; what is read of others is counted, and passed on.
+        counters: Counts bytes and mismatches.
+        place: Where the shards lie, for messages.
+        on_flaw: Told of blocks that were wrong twice; when it returns, they are passed on.
+    """
+
+    def __init__(
+        self,
+        reader: RangeReader,
+        digests: Mapping[str, BlockDigests],
+        counters: FetchCounters,
+        *,
+        again: RangeReader,
+        place: object,
+        on_flaw: OnFlaw = refuse,
+    ):
+        self._reader = reader
+        self._again = again
+        self._digests = digests
+        self._counters = counters
+        self._place = place
+        self._on_flaw = on_flaw
+
+    async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        """Bytes `[start, end)`, whole blocks where the shard has digests.
+
+        Raises:
+            CheckpointError: A block came twice with another digest, and `on_flaw` raised that.
+            SourceError: They could not be read.
+        """
+        data = await self._reader.read_range(version, start, end)
+        blocks = self._digests.get(version.name)
+        if blocks is None:
+            self._counters.unverified_bytes += end - start
+            return data
+        if await self._mismatches(data, start, blocks):
+            data = await self._again.read_range(version, start, end)
+            if wrong := await self._mismatches(data, start, blocks):
+                more = f" (and {len(wrong) - 1} blocks after it)" if len(wrong) > 1 else ""
+                self._on_flaw(
+                    CheckpointError(
+                        f"{self._place}/{version.name} {wrong[0]}{more}, and so it was when read again: "
+                        "the blob is damaged or was uploaded after the manifest: push again"
+                    )
+                )
+                return data
+        self._counters.verified_bytes += end - start
+        return data
+
+    async def _mismatches(self, data: Bytes, start: int, blocks: BlockDigests) -> list[Mismatch]:
+        wrong = await asyncio.to_thread(mismatches, memoryview(data), start, blocks)
+        self._counters.mismatches += len(wrong)
+        return wrong
