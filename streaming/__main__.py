@@ -45,8 +45,8 @@ from streaming.process import die_with_parent, give_way, reuse_large_blocks
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
+    from streaming.manifest import OnFlaw
     from streaming.source import Source
-    from streaming.verified import OnFlaw
 
 Server = Mailbox[ToLoader]
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from streaming import checkpoint
 from streaming.digests import mismatches
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, Manifest, check_version, parse_manifest
+from streaming.manifest import MANIFEST_NAME, Manifest, OnFlaw, check_version, parse_manifest, refuse
 from streaming.messages import BlobVersion, BlockDigests, Entry
 from streaming.source import Prefix, Source
-from streaming.verified import OnFlaw, refuse
 
 METADATA_NAMES = (
     "config.json",

@@ -7,6 +7,8 @@ aligned tensor is cut and no header is fetched with weights; every other file is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from streaming.errors import CheckpointError
@@ -20,6 +22,14 @@ BLOCK_ALIGNMENT_BYTES = 16
 _MOST_BLOCK_BYTES = 256 * MIB
 _LEAST_BLOCK_BYTES, _BLOCK_BYTES, _LEAST_BLOCKS = MIB, 8 * MIB, 64
 _SHA256_DIGITS = 64
+
+# What to do about bytes that are not those of the manifest: raise it, or tell it and go on.
+OnFlaw = Callable[[CheckpointError], None]
+
+
+def refuse(flaw: CheckpointError) -> None:
+    """Raise it."""
+    raise flaw
 
 
 class FileDigests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

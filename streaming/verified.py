@@ -7,25 +7,19 @@ the event loop has other lanes to wake. Knows no manifest, no chunk and no arena
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from streaming.counters import FetchCounters
 from streaming.digests import Mismatch, mismatches
 from streaming.errors import CheckpointError
+from streaming.manifest import OnFlaw, refuse
 from streaming.messages import BlobVersion, BlockDigests
-from streaming.pipeline import RangeReader
 
 if TYPE_CHECKING:
     from obstore import Bytes
 
-# What to do about bytes that are not those of the manifest: raise it, or tell it and go on.
-OnFlaw = Callable[[CheckpointError], None]
-
-
-def refuse(flaw: CheckpointError) -> None:
-    """Raise it."""
-    raise flaw
+    from streaming.pipeline import RangeReader
 
 
 class Verified:
