@@ -25,9 +25,7 @@ class Mismatch(NamedTuple):
     found: int
 
     def __str__(self) -> str:
-        return (
-            f"[{self.start}, {self.end}): its CRC-64/NVME is {self.found:016x}, the manifest says {self.expected:016x}"
-        )
+        return f"[{self.start}, {self.end}): CRC-64/NVME {self.found:016x} instead of {self.expected:016x}"
 
 
 class FileSummary(NamedTuple):

@@ -7,7 +7,7 @@ the event loop has other lanes to wake. Knows no manifest, no chunk and no arena
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from streaming.counters import FetchCounters
@@ -58,26 +58,38 @@ class Verified:
             CheckpointError: A block came twice with another digest, and `on_flaw` raised that.
             SourceError: They could not be read.
         """
-        data = await self._reader.read_range(version, start, end)
         blocks = self._digests.get(version.name)
         if blocks is None:
+            data = await self._reader.read_range(version, start, end)
             self._counters.unverified_bytes += end - start
             return data
-        if await self._mismatches(data, start, blocks):
-            data = await self._again.read_range(version, start, end)
-            if wrong := await self._mismatches(data, start, blocks):
-                more = f" (and {len(wrong) - 1} blocks after it)" if len(wrong) > 1 else ""
-                self._on_flaw(
-                    CheckpointError(
-                        f"{self._place}/{version.name} {wrong[0]}{more}, and so it was when read again: "
-                        "the blob is damaged or was uploaded after the manifest: push again"
-                    )
+        readers = self._reader, self._again
+        data, wrong = await read_checked(readers, version, start, end, blocks, self._counters)
+        if wrong:
+            more = f" (and {len(wrong) - 1} blocks after it)" if len(wrong) > 1 else ""
+            self._on_flaw(
+                CheckpointError(
+                    f"{self._place}/{version.name} {wrong[0]}{more}, and so when read again: "
+                    "the blob is damaged, or was uploaded after the manifest: push again"
                 )
-                return data
-        self._counters.verified_bytes += end - start
+            )
         return data
 
-    async def _mismatches(self, data: Bytes, start: int, blocks: BlockDigests) -> list[Mismatch]:
+
+async def read_checked(
+    readers: Sequence[RangeReader],
+    version: BlobVersion,
+    start: int,
+    end: int,
+    blocks: BlockDigests,
+    counters: FetchCounters,
+) -> tuple[Bytes, list[Mismatch]]:
+    """Whole blocks `[start, end)` from the first reader whose bytes are the right ones; from the last one, what was wrong."""
+    for reader in readers:
+        data = await reader.read_range(version, start, end)
         wrong = await asyncio.to_thread(mismatches, memoryview(data), start, blocks)
-        self._counters.mismatches += len(wrong)
-        return wrong
+        counters.mismatches += len(wrong)
+        if not wrong:
+            counters.verified_bytes += end - start
+            break
+    return data, wrong

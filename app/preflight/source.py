@@ -26,7 +26,7 @@ from app.preflight.judgement.source import Answer
 from app.settings import Settings
 from streaming.credentials import choose, unreadable_token
 from streaming.describe import Description, describe
-from streaming.errors import SourceError, StreamingError
+from streaming.errors import CheckpointError, SourceError, StreamingError
 from streaming.options import HOST_STAGING, SourceOptions
 from streaming.source import Source, open_source
 from streaming.staging import Staging
@@ -146,13 +146,18 @@ class SourceChecks:
         try:
             self._source = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
             source = self._source
-            found = self._deadline.run(lambda: describe(source))
+            found = self._deadline.run(lambda: describe(source, self._on_flaw))
         except StreamingError as error:
             return judgement.unread("metadata", error, self._credential)
         self.description = found
         shards_bytes = sum(version.size_bytes for version in found.versions)
         elapsed_s = time.monotonic() - start_s
         return judgement.judge_metadata(len(found.entries), len(found.versions), shards_bytes, elapsed_s)
+
+    def _on_flaw(self, flaw: CheckpointError) -> None:
+        """As `serve` does."""
+        if self._settings.startup.fail_if_checksum_mismatch:
+            raise flaw
 
     def _read(self) -> Finding:
         assert self._source is not None  # it was described
