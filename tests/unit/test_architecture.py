@@ -107,11 +107,13 @@ def test_text_knows_neither_http_nor_engine():
                 "streaming/hedging.py",
                 "streaming/retrying.py",
                 "streaming/throttling.py",
+                "streaming/verified.py",
             },
         ),
         ("azure.identity", {"streaming/credentials.py"}),
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
+        ("awscrt", {"streaming/digests.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
         (
             "transformers",
