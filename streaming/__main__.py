@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,7 @@ def _stage(server: Server, request: LoadRequest, reading: Reading) -> None:
 
 def _plan(server: Server, request: LoadRequest, reading: Reading) -> tuple[Plan, Layout]:
     """Describe the checkpoint, let the server lay it out, and decide every address."""
+    from streaming import digests
     from streaming.describe import describe
 
     start_s = boottime_s()
@@ -178,14 +180,16 @@ def _plan(server: Server, request: LoadRequest, reading: Reading) -> tuple[Plan,
             has_manifest=found.has_manifest,
         )
     )
+    if found.has_manifest:  # while the server lays the model out
+        threading.Thread(target=digests.import_early, name="digests", daemon=True).start()
     layout, _ = server.recv()
     assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
     chunk_bytes = request.pipeline.chunk_bytes_for(sum(entry.end - entry.start for entry in found.entries))
-    digests = {} if request.strategy == HOST_STAGING else found.digests  # whole shards are no blocks
-    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes, digests=digests)
+    known = {} if request.strategy == HOST_STAGING else found.digests  # whole shards are no blocks
+    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes, digests=known)
     for version in plan.versions:
-        if version.name in digests and version.name not in plan.digests:
+        if version.name in known and version.name not in plan.digests:
             reason = f"{version.name} holds a tensor to cast whose elements lie across blocks: it is not verified"
             server.send(FellBack(what="unverified-shard", reason=reason))
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=boottime_s()))

@@ -10,13 +10,12 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from streaming import checkpoint
-from streaming.digests import mismatches
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, Manifest, OnFlaw, check_version, parse_manifest, refuse
+from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, parse_manifest, refuse
 from streaming.messages import BlobVersion, BlockDigests, Entry
 from streaming.source import Prefix
 from streaming.uri import Location
@@ -82,8 +81,8 @@ class Description:
     files: dict[str, bytes]
     entries: tuple[Entry, ...]
     versions: tuple[BlobVersion, ...]
-    digests: dict[str, BlockDigests]
-    has_manifest: bool
+    digests: dict[str, BlockDigests] = field(default_factory=dict)
+    has_manifest: bool = False
 
 
 def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
@@ -143,23 +142,24 @@ class _Integrity:
             return head
         try:
             check_version(self.manifest, version)
-            blocks = self.manifest.files[version.name].blocks(self.manifest.block_bytes)
-            head = self._checked(version, head, blocks)
+            file = self.manifest.files[version.name]
+            head = self._checked(version, head, file)
         except CheckpointError as error:
             self._on_flaw(CheckpointError(f"{self._source.location}/{error}"))
         else:
-            self.digests[version.name] = blocks
+            self.digests[version.name] = file.blocks(self.manifest.block_bytes)
         return head
 
-    def _checked(self, version: BlobVersion, head: bytes, blocks: BlockDigests) -> bytes:
-        name, end = version.name, blocks.data_start
+    def _checked(self, version: BlobVersion, head: bytes, file: FileDigests) -> bytes:
+        name, end = version.name, file.data_start
         if len(head) < end:
             head += self._read(version, len(head), end)
-        if mismatches(memoryview(head)[:end], 0, blocks):
+        if end and _sha256(head[:end]) != file.header_sha256:
             head = self._read(version, 0, end)
-            if wrong := mismatches(memoryview(head), 0, blocks):
+            if (digest := _sha256(head)) != file.header_sha256:
                 raise CheckpointError(
-                    f"{name} {wrong[0]}: its header is damaged, or newer than the manifest: push again"
+                    f"{name} [0, {end}): its SHA-256 is {digest}, the manifest says {file.header_sha256}: "
+                    "the header is damaged, or newer than the manifest: push again"
                 )
         if (found := checkpoint.header_end(name, head, version.size_bytes)) != end:
             raise CheckpointError(f"{name}: its data begins at byte {found}, the manifest says {end}: push again")

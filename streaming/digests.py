@@ -73,16 +73,22 @@ def summarize(path: Path, block_bytes: int) -> FileSummary:
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     size_bytes = path.stat().st_size
     blocks = BlockDigests(size_bytes, _data_start(path, size_bytes), block_bytes, b"")
-    crcs = bytearray()
+    crcs, header_sha256 = bytearray(), ""
     with path.open("rb") as file:
         for number in range(blocks.count):
             start, end = blocks.bounds(number)
             data = file.read(end - start)
             md5.update(data)
             sha256.update(data)
+            if end == blocks.data_start:
+                header_sha256 = sha256.hexdigest()
             crcs += crc64nvme(data).to_bytes(CRC_BYTES, "big")
     digests = FileDigests(
-        size_bytes=size_bytes, sha256=sha256.hexdigest(), data_start=blocks.data_start, crc64nvme=bytes(crcs)
+        size_bytes=size_bytes,
+        sha256=sha256.hexdigest(),
+        data_start=blocks.data_start,
+        header_sha256=header_sha256,
+        crc64nvme=bytes(crcs),
     )
     return FileSummary(md5.digest(), digests)
 

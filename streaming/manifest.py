@@ -35,13 +35,14 @@ def refuse(flaw: CheckpointError) -> None:
 class FileDigests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One file. `etag` is the service's after the upload, without quotes, or "" if it gave none; `sha256` is in hex.
 
-    `crc64nvme` holds the blocks' CRC-64/NVME, 8 bytes each, most significant first (base64 in JSON).
+    `header_sha256` is of `[0, data_start)`: SHA-256 costs no import on the way to the plan, where headers are read. `crc64nvme` holds the blocks' CRC-64/NVME, 8 bytes each, most significant first (base64 in JSON).
     """
 
     size_bytes: int
     etag: str = ""
     sha256: str
     data_start: int = 0
+    header_sha256: str = ""
     crc64nvme: bytes
 
     def blocks(self, block_bytes: int) -> BlockDigests:
@@ -122,8 +123,9 @@ def _check(name: str, file: FileDigests, block_bytes: int) -> None:
     where = f"{MANIFEST_NAME}: {name}"
     if not 0 <= file.data_start <= file.size_bytes:
         raise CheckpointError(f"{where}: data from byte {file.data_start} of {file.size_bytes}: push again")
-    if len(file.sha256) != _SHA256_DIGITS or not set(file.sha256) <= set("0123456789abcdef"):
-        raise CheckpointError(f"{where}: {file.sha256!r:.80} is no SHA-256: push again")
+    for digest in (file.sha256, *((file.header_sha256,) if file.data_start else ())):
+        if len(digest) != _SHA256_DIGITS or not set(digest) <= set("0123456789abcdef"):
+            raise CheckpointError(f"{where}: {digest!r:.80} is no SHA-256: push again")
     expected = file.blocks(block_bytes).count * CRC_BYTES
     if len(file.crc64nvme) != expected:
         raise CheckpointError(

@@ -104,6 +104,7 @@ def test_one_pass_over_a_file_gives_every_digest(tmp_path_factory, content, sixt
         md5, digests = summarize(folder / name, 16 * sixteenths)
         assert md5 == hashlib.md5(whole).digest()
         assert digests.sha256 == hashlib.sha256(whole).hexdigest()
+        assert digests.header_sha256 == (hashlib.sha256(whole[:data_start]).hexdigest() if data_start else "")
         assert digests.blocks(16 * sixteenths) == blocks_of(whole, data_start, 16 * sixteenths)
 
 
@@ -114,6 +115,7 @@ def file_digests(size_bytes: int = 100, *, data_start: int = 10, block_bytes: in
         etag="0x1",
         sha256="0" * 64,
         data_start=data_start,
+        header_sha256="f" * 64 if data_start else "",
         crc64nvme=bytes(range(count * CRC_BYTES)),
     )
     return msgspec.structs.replace(digests, **changes)
@@ -142,6 +144,7 @@ def test_a_manifest_reads_back():
         (encoded(Manifest(block_bytes=512 * MIB, files={})), "blocks of 536870912 bytes"),
         (encoded(Manifest(block_bytes=32, files={"x.y": file_digests(crc64nvme=b"1234567")})), "x.y: 7 bytes of block"),
         (encoded(Manifest(block_bytes=32, files={"x.y": file_digests(sha256="z" * 64)})), "x.y: .* is no SHA-256"),
+        (encoded(Manifest(block_bytes=32, files={"x.y": file_digests(header_sha256="")})), "x.y: '' is no SHA-256"),
         (encoded(Manifest(block_bytes=32, files={"x.y": file_digests(data_start=101)})), "x.y: data from byte 101"),
         (encoded(Manifest(block_bytes=32, files={"x.y": file_digests(size_bytes=-1, data_start=0)})), "x.y: data from"),
         (encoded(MANIFEST).replace(b'"etag"', b'"tag"'), "not a manifest"),
