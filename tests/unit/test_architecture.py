@@ -102,10 +102,8 @@ def test_text_knows_neither_http_nor_engine():
             "obstore",
             {
                 "streaming/source.py",
-                "streaming/describe.py",
                 "streaming/pipeline.py",
                 "streaming/hedging.py",
-                "streaming/retrying.py",
                 "streaming/throttling.py",
                 "streaming/verified.py",
             },
