@@ -14,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from streaming.clock import boottime_s, exec_time_s
+from streaming.counters import FetchCounters
 from streaming.cuda_driver import import_early
 from streaming.destination import Destination
 from streaming.errors import StreamingError
@@ -24,6 +25,7 @@ from streaming.messages import (
     BlobVersion,
     Chunk,
     Described,
+    FellBack,
     Landed,
     LandedChunks,
     Layout,
@@ -43,6 +45,7 @@ from streaming.process import die_with_parent, give_way, reuse_large_blocks
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
+    from streaming.cached import Cached
     from streaming.source import Source
 
 Server = Mailbox[ToLoader]
@@ -92,6 +95,8 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     from streaming.pipeline import land
     from streaming.timings import Timings, whole
 
+    counters = FetchCounters()
+    cached = _cached(server, request, source, counters)
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, source)
         start_s = boottime_s()
@@ -102,6 +107,8 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     else:
         plan, arena = resume.plan, destination.reopen(fds[0], resume.memory)
     left = _left(request, plan)
+    if cached:
+        cached.expect(plan.versions)
 
     def on_landed(chunk: Chunk) -> None:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
@@ -110,7 +117,7 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
     timings = Timings()
     fetched_s = land(
-        source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+        cached or source, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
@@ -119,7 +126,21 @@ def _stream(server: Server, request: LoadRequest, source: Source, destination: D
         copied_s, _ = whole(times, "copy")
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
-    _finish(server, request, fetched_s, landed_s, times)
+    _finish(server, request, fetched_s, landed_s, times, counters)
+    if cached:
+        cached.finish()  # the server goes on at once, and does not wait for this process
+
+
+def _cached(server: Server, request: LoadRequest, source: Source, counters: FetchCounters) -> Cached | None:
+    """The source behind the local disk, if there is one."""
+    if request.cache is None:
+        return None
+    from streaming.cached import Cached
+
+    def on_fallback(what: str, reason: str) -> None:
+        server.send(FellBack(what=what, reason=reason))
+
+    return Cached(source, source.location, request.cache, counters, on_fallback)
 
 
 def _stage(server: Server, request: LoadRequest, source: Source) -> None:
@@ -142,7 +163,7 @@ def _stage(server: Server, request: LoadRequest, source: Source) -> None:
     times = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    _finish(server, request, end_s, end_s, times)
+    _finish(server, request, end_s, end_s, times, FetchCounters())
 
 
 def _plan(server: Server, request: LoadRequest, source: Source) -> tuple[Plan, Layout]:
@@ -168,11 +189,18 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
 
 
 def _finish(
-    server: Server, request: LoadRequest, fetched_s: float, landed_s: float, shards: tuple[ShardTimes, ...]
+    server: Server,
+    request: LoadRequest,
+    fetched_s: float,
+    landed_s: float,
+    shards: tuple[ShardTimes, ...],
+    counters: FetchCounters,
 ) -> None:
     """Say that the bytes are there."""
     fetched_bytes = sum(shard.nbytes for shard in shards)
-    report = LoadReport(fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards)
+    report = LoadReport(
+        fetched_bytes=fetched_bytes, fetched_s=fetched_s, landed_s=landed_s, shards=shards, counters=counters
+    )
     server.send(Landed(origin=request.origin, report=report))
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import msgspec
 
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +161,7 @@ class Resume(msgspec.Struct, frozen=True):
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message to a loader. With `resume`, the arena's fd travels with it.
 
-    `strategy` is `DIRECT_GPU` or `HOST_STAGING`.
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`, which takes no `cache`.
     """
 
     origin: Origin
@@ -169,6 +170,7 @@ class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
+    cache: CacheOptions | None = None
     resume: Resume | None = None
 
 
@@ -276,6 +278,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     fetched_s: float
     landed_s: float
     shards: tuple[ShardTimes, ...] = ()
+    counters: FetchCounters = msgspec.field(default_factory=FetchCounters)
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True, kw_only=True):

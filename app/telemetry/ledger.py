@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from app.telemetry.names import COLD_START_FROM_EXEC_S, FIRST_TOKEN, SPANS
+from streaming.counters import FetchCounters
 from streaming.messages import ShardTimes
 
 
@@ -22,6 +23,7 @@ class Ledger:
         self._fallbacks: list[dict[str, str]] = []
         self.fetched_bytes = 0
         self.shards: tuple[ShardTimes, ...] = ()
+        self.counters = FetchCounters()
         self.device_used_bytes: dict[str, int] = {}
         self.restarts: Counter[str] = Counter(loader=0, engine=0)
 

@@ -141,6 +141,16 @@ RANGE_DURATION = Metric(
     "Single ranged reads of weights, from being asked for until their bytes were there, retries included; known once the weights have landed. Not with host-staging.",
     buckets=RANGE_BUCKETS_S,
 )
+CACHE_HITS = Metric(
+    "coldstream_cache_hit_bytes_total",
+    "counter",
+    "Bytes of weights that were read from the node's disk; only with a cache, known once the weights have landed.",
+)
+CACHE_MISSES = Metric(
+    "coldstream_cache_miss_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched although there is a cache; known once the weights have landed.",
+)
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
     "gauge",

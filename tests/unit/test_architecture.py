@@ -97,7 +97,8 @@ def test_text_knows_neither_http_nor_engine():
 @pytest.mark.parametrize(
     ("module", "owner"),
     [
-        ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
+        ("obstore", {"streaming/source.py", "streaming/pipeline.py", "streaming/cached.py"}),
+        ("awscrt", {"streaming/cache/index.py", "streaming/cache/entry.py"}),
         ("azure.identity", {"streaming/credentials.py"}),
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
