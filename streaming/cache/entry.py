@@ -147,10 +147,10 @@ def create(key: BlobKey, path: Path) -> None:
     """
     new = path.with_name(f"{NEW}{os.getpid()}-{secrets.token_hex(4)}")
     new.mkdir(mode=0o700)
-    (new / _BLOB).write_bytes(msgspec.json.format(msgspec.json.encode(key)))
-    (new / _DATA).touch(0o600)
-    (new / _INDEX).touch(0o600)
     try:
+        (new / _BLOB).write_bytes(msgspec.json.format(msgspec.json.encode(key)))
+        (new / _DATA).touch(0o600)
+        (new / _INDEX).touch(0o600)
         new.rename(path)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)

@@ -80,15 +80,17 @@ def loaded(options: CacheOptions, *extents: tuple[int, int], version: BlobVersio
 
 
 DAMAGE = st.sampled_from(["flip", "truncate", "extend", "remove", "swap", "folder", "link", "pipe"])
+# A few extents again and again, or nothing would ever be found.
+USUAL = st.sampled_from([(0, SIZE_BYTES), (0, 2500), (2500, SIZE_BYTES), (1000, 3000)])
 STEP = st.one_of(
-    st.tuples(st.just("read"), st.sampled_from(VERSIONS), EXTENTS),
+    st.tuples(st.just("read"), st.sampled_from(VERSIONS[:3]), USUAL | EXTENTS),
     st.tuples(st.just("restart")),
     st.tuples(DAMAGE, st.integers(0, 1 << 30)),
 )
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=st.lists(STEP, max_size=25))
+@given(steps=st.lists(STEP, min_size=10, max_size=40))
 def test_whatever_happens_to_the_disk_every_byte_is_right(steps):
     """Reads and restarts between random damage to random files: the source's bytes, and never an error."""
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +115,9 @@ def _damage(folder: Path, kind: str, rng: random.Random) -> None:
     files = [path for path in found if path.is_file() and not path.is_symlink()]
     if not files:
         return
-    path = rng.choice(files)
+    kinds = sorted({path.name for path in files})
+    name = rng.choice(kinds)
+    path = rng.choice([path for path in files if path.name == name])
     size_bytes = path.stat().st_size
     match kind:
         case "flip" if size_bytes:
