@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import threading
 import time
@@ -51,6 +52,7 @@ def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
         needs_a_gpu = {target["expr"] for _, target in TARGETS if used(target["expr"]) <= ONLY_A_GPU_CAN}
         wait_for(lambda: _without_data(client, start_s, server) == needs_a_gpu, 20)  # a rate takes two scrapes
     assert lint(text) == ""
+    assert re.search(r"cache: \d+ of \d+ bytes \(\d+\.\d %\) came from ", (tmp_path / "log").read_text())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streaming import cached
 from streaming.cache.entry import lock_idle
 from streaming.cache.eviction import Resident, victims, wanted_bytes
 from streaming.cache.index import RECORD_BYTES, Index, Range, decode, encode
 from streaming.cache.keys import BlobKey, key_of
 from streaming.cache.store import CacheFull, Store
+from streaming.cache.write_behind import WriteBehind
 from streaming.cached import OFF, READ_ONLY, Cached
 from streaming.counters import FetchCounters
 from streaming.messages import BlobVersion
@@ -334,3 +337,43 @@ def test_victims_are_the_oldest_and_no_more_than_it_takes(idle, wanted):
 def test_room_is_what_limit_and_reserve_both_leave(nbytes, used, limit, free, reserve, expected):
     """The larger of the two shortfalls has to go."""
     assert wanted_bytes(nbytes, used, limit, free, reserve) == expected
+
+
+def test_a_disk_that_hangs_is_waited_for_once(options, monkeypatch):
+    """A read that does not answer turns the cache off; the load goes on with the source."""
+    loaded(options, (0, 1000))
+    hang = threading.Event()
+    monkeypatch.setattr(cached, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(Store, "read", lambda *_: hang.wait() and None)
+    load = OneLoad(options, VERSIONS[:1])
+    for _ in range(3):
+        load.read(VERSIONS[0], 0, 1000)
+    hang.set()
+    load.cached.finish()
+    assert load.fallbacks == [(OFF, f"{options.folder}: no answer within 0.05 s")]
+
+
+def test_writes_are_dropped_rather_than_waited_for():
+    """While one item is being written, as many wait as the limit allows; the end takes no longer than it may."""
+    written, go_on = [], threading.Event()
+
+    def write(item: memoryview) -> None:
+        go_on.wait()
+        written.append(bytes(item))
+
+    queue = WriteBehind(write, 3)
+    for item in (b"a", b"b", b"c", b"d"):
+        queue.offer(memoryview(item))
+    go_on.set()
+    assert queue.finish(10)
+    assert written == [b"a", b"b", b"c"]
+
+
+def test_the_end_does_not_wait_for_a_disk_that_hangs():
+    """What could not be written within the time is dropped."""
+    go_on = threading.Event()
+    queue = WriteBehind(lambda _: go_on.wait(), 3)
+    for item in (b"a", b"b"):
+        queue.offer(memoryview(item))
+    assert not queue.finish(0.01)
+    go_on.set()
