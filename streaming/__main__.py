@@ -86,7 +86,7 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
             from streaming.source import open_source
 
             source = open_source(request.uri, request.source)
-            reading = Reading(source, request.source, request.pipeline, counters)
+            reading = Reading(source, request, counters, server.send)
             if destination is None:
                 _stage(server, request, reading)
             else:
@@ -113,6 +113,7 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     else:
         plan, arena = resume.plan, destination.reopen(fds[0], resume.memory)
     left = _left(request, plan)
+    reading.expect(plan.versions)
 
     def on_landed(chunk: Chunk) -> None:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
@@ -133,6 +134,7 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
     _finish(server, request, reading.counters, fetched_s, landed_s, times)
+    reading.finish()  # the server goes on at once, and does not wait for this process
 
 
 def _stage(server: Server, request: LoadRequest, reading: Reading) -> None:

@@ -68,6 +68,12 @@ def test_preflight_judges_without_looking():
     assert not offenders([ROOT / "app/preflight/report.py", ROOT / "app/preflight/finding.py"], "os", "sys", "time")
 
 
+def test_what_the_cache_decides_is_pure():
+    """Keys, indexes and who has to go: nothing of files, time or threads."""
+    pure = [ROOT / f"streaming/cache/{name}.py" for name in ("keys", "index", "eviction")]
+    assert not offenders(pure, "os", "sys", "pathlib", "fcntl", "shutil", "time", "threading", "asyncio")
+
+
 def test_the_api_knows_no_processes():
     """Routes reach the engine through the service alone."""
     assert not offenders(
@@ -106,6 +112,7 @@ def test_text_knows_neither_http_nor_engine():
                 "streaming/hedging.py",
                 "streaming/throttling.py",
                 "streaming/verified.py",
+                "streaming/cached.py",
             },
         ),
         ("azure.identity", {"streaming/credentials.py"}),
