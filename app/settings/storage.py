@@ -5,12 +5,15 @@ Gives `streaming`'s options. Knows no flag's or variable's value: sources are re
 
 from typing import Annotated
 
+from msgspec import structs
+
 from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
 from app.settings.memory import UNLIMITED, fit_memory
 from app.settings.table import Section, Setting
-from streaming.options import AzureOptions, PipelineOptions, SourceOptions
+from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
 
 _SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
+_THROTTLING = _PIPELINE.throttling
 # azure-identity's own variable: what it means beyond these two is for DefaultAzureCredential to say.
 _TOKEN_CREDENTIALS = Kind(
     accepts="a name that azure-identity knows",
@@ -57,6 +60,39 @@ class StorageSettings(Section, frozen=True, kw_only=True):
             unit="bytes",
         ),
     ] = UNLIMITED
+    min_lanes: Annotated[
+        int,
+        Setting(
+            integer(1, 256),
+            "The fewest ranged reads at once, where the source asks for less or is slowed by more.",
+            flags=("--min-concurrency",),
+        ),
+    ] = _THROTTLING.min_lanes
+    hedge_budget_ratio: Annotated[
+        float,
+        Setting(
+            number(0, 1),
+            "How much of the load may be asked for twice, where a range is far slower than others; 0 is nothing.",
+        ),
+    ] = _PIPELINE.hedging.budget_ratio
+    max_bandwidth_bytes_per_s: Annotated[
+        int | None,
+        Setting(
+            size(MIB),
+            "The most that all lanes together read per second, from 1 MiB.",
+            flags=("--max-bandwidth",),
+            unit="bytes/s",
+            unset="no limit",
+        ),
+    ] = _THROTTLING.max_bandwidth_bytes_per_s
+    start_jitter_s: Annotated[
+        float,
+        Setting(
+            number(0, 3600),
+            "The first read of weights waits for a random time up to this, so that a fleet does not start as one.",
+            unit="s",
+        ),
+    ] = _THROTTLING.start_jitter_s
     distributed: Annotated[
         bool,
         Setting(
@@ -200,9 +236,17 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         )
 
     def pipeline_options(self) -> PipelineOptions:
-        """Lanes and chunks, reduced to the memory limit.
+        """Lanes and chunks, reduced to the memory limit, and how they are paced.
 
         Raises:
             UsageError: Not even one lane fits.
         """
-        return fit_memory(self.lanes, self.chunk_bytes, self.memory_limit_bytes)
+        return structs.replace(
+            fit_memory(self.lanes, self.chunk_bytes, self.memory_limit_bytes),
+            hedging=HedgingOptions(budget_ratio=self.hedge_budget_ratio),
+            throttling=ThrottlingOptions(
+                min_lanes=self.min_lanes,
+                max_bandwidth_bytes_per_s=self.max_bandwidth_bytes_per_s,
+                start_jitter_s=self.start_jitter_s,
+            ),
+        )
