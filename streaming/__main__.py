@@ -149,7 +149,14 @@ def _reader(request: LoadRequest, source: Source, retries: Retries) -> RangeRead
 
     pipeline, counters = request.pipeline, retries.counters
     throttled = ThrottledReader(source, pipeline.throttling, pipeline.lanes, counters)
-    hedged = HedgingReader(throttled, pipeline.hedging, counters, is_held_back=throttled.is_held_back)
+    hedged = HedgingReader(
+        throttled,
+        pipeline.hedging,
+        pipeline.lanes,
+        counters,
+        read_again=throttled.read_again,
+        is_held_back=throttled.is_held_back,
+    )
     return RetryingRanges(hedged, retries)
 
 

@@ -19,7 +19,7 @@ from tests.collector import sink
 from tests.prometheus import asked, lint, prometheus, unparsable
 from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
 from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
-from tools.blob_server import BlobServer, Fault, Hook
+from tools.blob_server import BlobRequest, BlobServer, Fault, Hook
 from tools.random_checkpoint import write_checkpoint
 
 # 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
@@ -32,7 +32,7 @@ LONG_PROMPT = (
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, a read tried again, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
+    """Load, reads tried again and read twice, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
@@ -55,7 +55,7 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
     """A server that loads for seconds, a Prometheus that watches it from the first one on, and when that was."""
     start_s = time.time()
     with (
-        BlobServer(folder, bytes_per_s=200e3, hook=_busy_once()) as source,
+        BlobServer(folder, bytes_per_s=200e3, hook=_troubles()) as source,
         sink() as (_, sink_port),
         serving(
             source.url,
@@ -73,10 +73,18 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         yield server, client, start_s
 
 
-def _busy_once() -> Hook:
-    """The first answer of all is a refusal."""
-    faults = iter([Fault(status=503)])
-    return lambda request: next(faults, None)
+def _troubles() -> Hook:
+    """The first answer of all and the first read of weights are refused, and the last shard's first read stalls."""
+    faults = {"all": Fault(status=503), "weights": Fault(status=503)}
+    stalls_s = {"/model-00004-of-00004.safetensors": 15.0}  # over four times what the others take
+
+    def hook(request: BlobRequest) -> Fault | None:
+        is_weight = request.path.endswith(".safetensors") and request.start > 0
+        if is_weight:
+            time.sleep(stalls_s.pop(request.path, 0))
+        return faults.pop("all", None) or (faults.pop("weights", None) if is_weight else None)
+
+    return hook
 
 
 def _ask_too_early(server: Server, client: httpx.Client) -> None:
