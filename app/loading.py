@@ -36,7 +36,6 @@ from streaming.messages import (
     Resume,
     Staged,
 )
-from streaming.options import HOST_STAGING
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,9 @@ class Loading:
             on_lost=events.failed,
             on_error=events.broken,
         )
-        self._watchdog = Watchdog(lambda: stall_timeout_s if self._owes_bytes() else None, self._stalled)
+        self._watchdog = Watchdog(
+            lambda: None if self._awaits_layout or self._is_over else stall_timeout_s, self._stalled
+        )
 
     def lay_out(self, layout: Layout) -> None:
         """Answer `described`."""
@@ -133,15 +134,15 @@ class Loading:
         shards = tuple(StagedShard(name, self._tensors[name]) for name in self._staged)
         return shards, tuple(self._staged.values())
 
-    def close(self) -> None:
-        """End the loader, if it still runs."""
+    def end(self) -> None:
+        """End the loader, if it still runs; it may still be going when this returns."""
         self._watchdog.close()
-        self._loader.close()
+        self._loader.end()
 
-    def _owes_bytes(self) -> bool:
-        """Whole shards are told only when they are on disk, which may take longer than any patience."""
-        tells_in_time = self._plan is None or self._request.strategy != HOST_STAGING
-        return tells_in_time and not (self._awaits_layout or self._is_over)
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        self.end()
+        self._loader.close()
 
     def _hear(self, message: FromLoader, fds: list[int]) -> None:
         if not isinstance(message, Counted):  # to try in vain is to be silent
@@ -195,15 +196,19 @@ class Loading:
             self._loader.kill(f"stalled: nothing landed for {silence_s:g} s")
             return
         self._retire()
-        left_bytes = sum(self._left.values())
-        self._events.failed(
-            ErrorReport(
-                "SourceStalled",
-                f"{self._request.uri.partition('?')[0]}: nothing landed for {silence_s:g} s, also over new connections; "
-                f"{f'{left_bytes} bytes are left' if self._plan else 'not even the headers were read'}: "
-                "check the network, or raise --stall-timeout",
-                3,
-            )
+        self._events.failed(self._stall(silence_s))
+
+    def _stall(self, silence_s: float) -> ErrorReport:
+        """Whose fault it is that two loaders in a row were silent."""
+        if self._plan is None and self._shard_of:
+            why = "the driver may be stuck, or --stall-timeout too low for its start"
+            return ErrorReport("DeviceError", f"no memory for the weights was made in {silence_s:g} s, twice: {why}", 5)
+        left = f"{sum(self._left.values())} bytes are left" if self._plan else "not even the headers were read"
+        return ErrorReport(
+            "SourceStalled",
+            f"{self._request.uri.partition('?')[0]}: nothing landed for {silence_s:g} s, also over new connections; "
+            f"{left}: check the network, or raise --stall-timeout",
+            3,
         )
 
     def _advance(self, chunk_ids: Iterable[int]) -> None:

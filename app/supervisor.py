@@ -95,6 +95,7 @@ class Supervisor:
         self._defaults = SamplingDefaults()
         self._planned_s = 0.0
         self._weights_landed = False
+        self._warms_up = False
         self._text_reading = TextReading(
             wishes.warmup_prompt, on_read=self._text_read, on_failed=self.failed, on_error=self.broken
         )
@@ -118,9 +119,15 @@ class Supervisor:
         )
 
     def close(self) -> None:
-        """End both processes."""
+        """End both processes, and wait until they are gone."""
+        self._end()
         self._loading.close()
         self._engine.close()
+
+    def _end(self) -> None:
+        """End what runs; the event loop still has probes to answer, and clients to tell."""
+        self._loading.end()
+        self._engine.end()
         self._text_reading.close()
 
     def phase(self, phase: PhaseTimed) -> None:
@@ -266,7 +273,7 @@ class Supervisor:
         logger.error("%s: %s", error.kind, error.message)
         self._service.engine.detach(EngineFailure(error.message))
         self.failure.set_result(error)
-        self.close()
+        self._end()
 
     def broken(self, error: Exception) -> None:
         """A fault of ours: say where, and end rather than stay half alive."""
@@ -310,8 +317,9 @@ class Supervisor:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Warm up once both the weights and the warm-up prompt's tokens are there."""
-        if self._weights_landed and self._text is not None:
+        """Warm up once both the weights and the warm-up prompt's tokens are there; the text may be read twice."""
+        if self._weights_landed and self._text is not None and not self._warms_up:
+            self._warms_up = True
             shards, fds = self._loading.staged()
             self._engine.weights_landed(WeightsLanded(self._warmup_token_ids, shards), fds)
 

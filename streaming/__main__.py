@@ -176,8 +176,12 @@ def _stage(server: Server, request: LoadRequest, source: Source, retries: Retrie
     def on_staged(version: BlobVersion, fd: int) -> None:
         server.send(Staged(origin=request.origin, shard=version.name), [fd])
 
+    def on_bytes() -> None:
+        """Nothing has landed before its shard is whole, but nothing hangs either."""
+        server.send(LandedChunks(origin=request.origin, chunk_ids=()))
+
     start_s = boottime_s()
-    times = staging.stage([version for version in plan.versions if version.name in shards], on_staged)
+    times = staging.stage([version for version in plan.versions if version.name in shards], on_staged, on_bytes)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
     _finish(server, request, retries, end_s, end_s, times)

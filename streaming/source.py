@@ -262,6 +262,6 @@ def _open_store(location: Location, options: SourceOptions) -> Any:
             return HTTPStore.from_url(location.base_url, client_options=client, retry_config=retry)
         case FileLocation(folder):
             if not folder.is_dir():
-                raise BlobNotFound(f"{location}: no such folder")
+                raise BlobNotFound(f"{location}: no such folder: check the path and the volume's mount")
             return LocalStore(folder)
     raise SourceError(f"{location}: no store for it")
