@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.child import Child, spawn
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
+    Counted,
     Described,
     FellBack,
     FromLoader,
@@ -47,6 +49,7 @@ class Load:
     fallbacks: list[FellBack] = field(default_factory=list)
     landed_chunk_ids: list[int] = field(default_factory=list)
     report: LoadReport | None = None
+    counters: FetchCounters = field(default_factory=FetchCounters)
     error: ErrorReport | None = None
     max_resident_bytes: int = 0
     resumed: Load | None = None  # it owns the descriptor
@@ -75,6 +78,7 @@ def load(
     cache: CacheOptions | None = None,
     environ: Mapping[str, str] | None = None,
     layout: Callable[[Described], Layout] = as_stored,
+    refuse_mismatches: bool = True,
     resume: Load | None = None,
     on_message: Callable[[Child, object], None] = lambda _child, _message: None,
 ) -> Load:
@@ -83,6 +87,7 @@ def load(
         origin=ORIGIN,
         uri=uri,
         strategy=strategy,
+        refuse_mismatches=refuse_mismatches,
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         destination=destination or DestinationOptions(),
@@ -142,7 +147,9 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
             result.fallbacks.append(message)
         case LandedChunks(chunk_ids=chunk_ids):
             result.landed_chunk_ids += chunk_ids
+        case Counted(counters=counters):
+            result.counters = counters
         case Landed(report=report):
-            result.report = report
+            result.report, result.counters = report, report.counters
         case LoadFailed(error=error):
             result.error = error

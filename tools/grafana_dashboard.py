@@ -62,6 +62,7 @@ def _cold_start() -> list[Json]:
             ],
             "none",
         ),
+        stats("Reads tried again", [Query(_of_start(names.RETRIES), "after {{cause}}", instant=True)], "none"),
     ]
 
 

@@ -5,15 +5,23 @@ Gives `streaming`'s options. Knows no flag's or variable's value: sources are re
 
 from typing import Annotated
 
-import msgspec
+from msgspec import structs
 
 from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
 from app.settings.memory import LEAST, UNLIMITED, fit_memory
 from app.settings.table import Section, Setting
-from streaming.options import AzureOptions, CacheOptions, PipelineOptions, SourceOptions
+from streaming.options import (
+    AzureOptions,
+    CacheOptions,
+    HedgingOptions,
+    PipelineOptions,
+    SourceOptions,
+    ThrottlingOptions,
+)
 
 DEFAULT_CACHE_DIR = "/var/cache/coldstream"
 _SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
+_THROTTLING = _PIPELINE.throttling
 # azure-identity's own variable: what it means beyond these two is for DefaultAzureCredential to say.
 _TOKEN_CREDENTIALS = Kind(
     accepts="a name that azure-identity knows",
@@ -60,6 +68,39 @@ class StorageSettings(Section, frozen=True, kw_only=True):
             unit="bytes",
         ),
     ] = UNLIMITED
+    min_lanes: Annotated[
+        int,
+        Setting(
+            integer(1, 256),
+            "The fewest ranged reads at once, where the source asks for less or is slowed by more.",
+            flags=("--min-concurrency",),
+        ),
+    ] = _THROTTLING.min_lanes
+    hedge_budget_ratio: Annotated[
+        float,
+        Setting(
+            number(0, 1),
+            "How much of the load may be asked for twice, where a range is far slower than others; 0 is nothing.",
+        ),
+    ] = _PIPELINE.hedging.budget_ratio
+    max_bandwidth_bytes_per_s: Annotated[
+        int | None,
+        Setting(
+            size(MIB),
+            "The most that all lanes together read per second, from 1 MiB.",
+            flags=("--max-bandwidth",),
+            unit="bytes/s",
+            unset="no limit",
+        ),
+    ] = _THROTTLING.max_bandwidth_bytes_per_s
+    start_jitter_s: Annotated[
+        float,
+        Setting(
+            number(0, 3600),
+            "The first read of weights waits for a random time up to this, so that a fleet does not start as one.",
+            unit="s",
+        ),
+    ] = _THROTTLING.start_jitter_s
     distributed: Annotated[
         bool,
         Setting(
@@ -95,6 +136,9 @@ class StorageSettings(Section, frozen=True, kw_only=True):
     connect_timeout_s: Annotated[float, Setting(number(0.001), "To connect to the source.", unit="s")] = (
         _SOURCE.connect_timeout_s
     )
+    read_timeout_s: Annotated[
+        float, Setting(number(0.001), "Without a byte of an answer, until its connection is given up.", unit="s")
+    ] = _SOURCE.read_timeout_s
     request_timeout_s: Annotated[float, Setting(number(0.001), "For one request.", unit="s")] = (
         _SOURCE.request_timeout_s
     )
@@ -206,13 +250,14 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         return SourceOptions(
             azure=azure,
             connect_timeout_s=self.connect_timeout_s,
+            read_timeout_s=self.read_timeout_s,
             request_timeout_s=self.request_timeout_s,
             max_retries=self.max_retries,
             retry_timeout_s=self.retry_timeout_s,
         )
 
     def pipeline_options(self) -> PipelineOptions:
-        """Lanes and chunks, reduced to what the memory limit leaves them.
+        """Lanes and chunks, reduced to what the memory limit leaves them, and how they are paced.
 
         Raises:
             UsageError: Not even one lane fits.
@@ -220,7 +265,15 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         limit_bytes = self.memory_limit_bytes
         if limit_bytes not in (UNLIMITED, LEAST) and (cache := self.cache_options()) is not None:
             limit_bytes -= cache.queue_bytes
-        return fit_memory(self.lanes, self.chunk_bytes, limit_bytes)
+        return structs.replace(
+            fit_memory(self.lanes, self.chunk_bytes, limit_bytes),
+            hedging=HedgingOptions(budget_ratio=self.hedge_budget_ratio),
+            throttling=ThrottlingOptions(
+                min_lanes=self.min_lanes,
+                max_bandwidth_bytes_per_s=self.max_bandwidth_bytes_per_s,
+                start_jitter_s=self.start_jitter_s,
+            ),
+        )
 
     def cache_options(self) -> CacheOptions | None:
         """Where ranges are kept; None where they are not. Of a memory limit, a quarter may wait for the disk."""
@@ -231,4 +284,4 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         if self.memory_limit_bytes in (UNLIMITED, LEAST):
             return options
         queue_bytes = min(options.queue_bytes, self.memory_limit_bytes // 4)
-        return msgspec.structs.replace(options, queue_bytes=queue_bytes)
+        return structs.replace(options, queue_bytes=queue_bytes)

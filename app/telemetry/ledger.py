@@ -22,6 +22,7 @@ class Ledger:
         self._milestones: dict[str, float] = {}
         self._fallbacks: list[dict[str, str]] = []
         self.fetched_bytes = 0
+        self.counters = FetchCounters()
         self.shards: tuple[ShardTimes, ...] = ()
         self.counters = FetchCounters()
         self.device_used_bytes: dict[str, int] = {}

@@ -139,6 +139,7 @@ class _ServiceCollector(Collector):
         yield from _labelled(names.COLD_START, ledger.durations())
         yield from _labelled(names.FALLBACKS, ledger.fallback_counts())
         yield from _labelled(names.RESTARTS, ledger.restarts)
+        yield from _labelled(names.RETRIES, ledger.counters.retries)
         yield from _labelled(names.STARTUP_DEVICE_USED, ledger.device_used_bytes)
         yield names.CACHE_HITS, ledger.counters.cache_hit_bytes
         yield names.CACHE_MISSES, ledger.counters.cache_miss_bytes

@@ -17,10 +17,10 @@ import threading
 from pathlib import Path
 
 import msgspec
-from awscrt.checksums import crc64nvme
 
 from streaming.cache.index import RECORD_BYTES, Index, Range, decode, encode
 from streaming.cache.keys import BlobKey
+from streaming.digests import crc64nvme
 
 NEW = ".new-"
 _BLOB, _DATA, _INDEX = "blob.json", "data", "index"

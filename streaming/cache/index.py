@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from awscrt.checksums import crc64nvme
+from streaming.digests import crc64nvme
 
 _FIELDS = struct.Struct("<QQQ")
 _RECORD = struct.Struct("<QQQQ")

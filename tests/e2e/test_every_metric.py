@@ -23,7 +23,7 @@ from tests.loader import load
 from tests.prometheus import asked, lint, prometheus, unparsable
 from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
 from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
-from tools.blob_server import BlobServer, Throttle
+from tools.blob_server import BlobServer, Fault, Hook, Throttle
 from tools.random_checkpoint import write_checkpoint
 
 # 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
@@ -36,7 +36,7 @@ LONG_PROMPT = (
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, a broken cache, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
+    """Load, a read tried again, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
@@ -79,6 +79,12 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         yield server, client, start_s
 
 
+def _busy_once() -> Hook:
+    """The first answer of all is a refusal."""
+    faults = iter([Fault(status=503)])
+    return lambda request: next(faults, None)
+
+
 def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
     """The flags of a cache that has one shard of four and cannot be written to; the source is slow from then on."""
     options = CacheOptions(folder=str(folder), reserve_ratio=0.0)
@@ -89,6 +95,7 @@ def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
     lock.unlink()
     lock.mkdir()
     source.throttle = Throttle(200e3)
+    source.hook = _busy_once()
     return "--cache-dir", str(folder)
 
 

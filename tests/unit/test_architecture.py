@@ -103,11 +103,22 @@ def test_text_knows_neither_http_nor_engine():
 @pytest.mark.parametrize(
     ("module", "owner"),
     [
-        ("obstore", {"streaming/source.py", "streaming/pipeline.py", "streaming/cached.py"}),
-        ("awscrt", {"streaming/cache/index.py", "streaming/cache/entry.py"}),
+        # Whoever stands between source and lanes names the type of the bytes.
+        (
+            "obstore",
+            {
+                "streaming/source.py",
+                "streaming/pipeline.py",
+                "streaming/hedging.py",
+                "streaming/throttling.py",
+                "streaming/verified.py",
+                "streaming/cached.py",
+            },
+        ),
         ("azure.identity", {"streaming/credentials.py"}),
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
+        ("awscrt", {"streaming/digests.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
         (
             "transformers",
