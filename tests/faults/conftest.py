@@ -1,53 +1,73 @@
-"""What the tests of faults share: one tiny checkpoint and its oracle."""
+"""What the tests of faults share: one tiny checkpoint, as push leaves it, and its oracle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from azure.storage.blob import ContainerClient
 from safetensors.torch import load_file
 
 from streaming.options import SourceOptions
+from streaming.upload import push
 from tests.checkpoints import raw
 from tests.faults.blobs import invert
-from tests.faults.loading import load_here
+from tests.faults.faults import Overwrite
+from tests.faults.loading import Outcome, load_here
+from tests.faults.schedules import Plan
 from tests.faults.server import FaultServer
+from tools.azurite import Azurite
 from tools.random_checkpoint import write_checkpoint
 
 
 class Checkpoint:
-    """A folder and, by the safetensors library, every tensor's bytes and its shard."""
+    """A folder as it lies in a container, with its ETags; by the safetensors library every tensor and its shard."""
 
-    def __init__(self, folder: Path, tensors: Mapping[str, bytes], shard_of: Mapping[str, str]):
+    def __init__(self, folder: Path, etags: Mapping[str, str], *, is_verified: bool):
         self.folder = folder
-        self.tensors = tensors
-        self.shard_of = shard_of
+        self.etags = etags
+        self.is_verified = is_verified
+        loaded = {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        self._shards = {home: {name: raw(tensor) for name, tensor in shard.items()} for home, shard in loaded.items()}
+        self._tensors = {name: data for shard in self._shards.values() for name, data in shard.items()}
 
-    def wrong_shards(self, landed: Mapping[str, bytes], *, may_be_overwritten: bool) -> list[str]:
-        """Shards whose landed tensors are not all of one version: the first one's, or an overwriting one's."""
-        assert landed.keys() == self.tensors.keys()
-        wrong = []
-        for shard in sorted(set(self.shard_of.values())):
-            names = [name for name, home in self.shard_of.items() if home == shard]
-            is_first = all(landed[name] == self.tensors[name] for name in names)
-            is_second = may_be_overwritten and all(landed[name] == invert(self.tensors[name]) for name in names)
-            wrong += [] if is_first or is_second else [shard]
-        return wrong
+    def serve(self, plan: Plan | None = None, **options: Any) -> FaultServer:
+        """A server of it that plays this plan."""
+        return FaultServer(self.folder, (plan or Plan()).schedule(), etags=self.etags, **options)
+
+    def check(self, outcome: Outcome, plan: Plan) -> None:
+        """Every shard is of one version: the first one's, or that of who overwrites."""
+        assert outcome.tensors.keys() == self._tensors.keys()
+        may_be_other = any(isinstance(rule.fault, Overwrite) for rule in plan.rules) and not self.is_verified
+        for home, shard in self._shards.items():
+            landed = {name: outcome.tensors[name] for name in shard}
+            other = {name: invert(data) for name, data in shard.items()}
+            # Not compared by pytest: it would print every byte.
+            assert bool(landed == shard or (may_be_other and landed == other)), f"{home} is corrupt"
+        if self.is_verified:
+            for name, data in outcome.files.items():
+                assert bool(data == (self.folder / name).read_bytes()), f"{name} is corrupt"
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Two shards of 0.3 MB; read it, do not write to it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(folder, "tiny", shards=2)
-    loaded = {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    tensors = {name: raw(tensor) for shard in loaded.values() for name, tensor in shard.items()}
-    return Checkpoint(folder, tensors, {name: home for home, shard in loaded.items() for name in shard})
+def tiny(tmp_path_factory: pytest.TempPathFactory, azurite: Azurite, azurite_source: SourceOptions) -> Checkpoint:
+    """Two shards of 0.3 MB and whatever push adds to them; read it, do not write to it."""
+    written, pushed = tmp_path_factory.mktemp("tiny"), tmp_path_factory.mktemp("pushed")
+    write_checkpoint(written, "tiny", shards=2)
+    push(written, "az://faults", azurite_source, quiet=True)
+    etags = {}
+    with ContainerClient.from_connection_string(azurite.connection_string, "faults") as container:
+        for blob in container.list_blobs():
+            (pushed / blob.name).write_bytes(container.download_blob(blob.name).readall())
+            etags[blob.name] = f'"{blob.etag.strip(chr(34))}"'
+    # What push adds is a manifest, and with a manifest a load is verified.
+    return Checkpoint(pushed, etags, is_verified=len(etags) > len(list(written.iterdir())))
 
 
 @pytest.fixture(scope="session")
 def warm(tiny: Checkpoint) -> None:
     """Obstore's runtime is there: it is made once per process and never ends, so it is no leak of a load."""
-    with FaultServer(tiny.folder) as server:
-        assert load_here(server.url, SourceOptions()).error is None
+    with tiny.serve() as server:
+        tiny.check(load_here(server.url, SourceOptions()), Plan())

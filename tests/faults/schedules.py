@@ -52,7 +52,7 @@ class Rule:
             return False
         if self.weights_only and not (request.start and request.name.endswith(".safetensors")):
             return False
-        return random.Random(f"{self.seed} {request.path} {request.start}").random() < self.share
+        return random.Random(f"{self.seed} {request.path} {request.goal}").random() < self.share
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,17 @@ class Plan:
         """The plan from its beginning, for one server."""
         return PlannedFaults(self)
 
-    @property
-    def overwrites(self) -> bool:
-        """Whether any blob may change during the load."""
-        return any(isinstance(rule.fault, Overwrite) for rule in self.rules)
-
 
 class PlannedFaults:
     """A plan being played: it counts how often each range was asked for."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._attempts: Counter[tuple[str, int]] = Counter()
+        self._attempts: Counter[tuple[str, str]] = Counter()
 
     def __call__(self, request: Request) -> Fault:
         """What this request meets."""
-        key = (request.path, request.start)
+        key = (request.path, request.goal)
         attempt = self._attempts[key]
         self._attempts[key] += 1
         return next((rule.fault for rule in self._plan.rules if rule.meets(request, attempt)), Fault())
@@ -119,3 +114,29 @@ def plans(faults: st.SearchStrategy[Fault]) -> st.SearchStrategy[Plan]:
     """Plans of up to four rules; they shrink to fewer, rarer, shorter-lived and plainer ones."""
     rules = st.builds(Rule, faults, _shares, _attempts, st.booleans(), st.integers(0, 99))
     return st.builds(Plan, st.lists(rules, max_size=4).map(tuple))
+
+
+# What may happen to a good source for a moment: by name, so that a test can demand each.
+CLEARING: dict[str, Fault] = {
+    "late": Latency(0.3),
+    "slow": Trickle(4096, 0.005),
+    "503": Refusal(503),
+    "503-retry-after": Refusal(503, 1),
+    "429": Refusal(429),
+    "500": Refusal(500),
+    "reset": Reset(),
+    "reset-in-body": Reset(5000),
+    "cut": Cut(),
+    "cut-in-body": Cut(5000),
+    "stall": Stall(),
+    "stall-in-body": Stall(5000),
+    "loris": Trickle(1, 0.05),
+    "refused": Refuse(0.3),
+    "wrong-range": WrongRange(4096),
+    "short-range": ShortRange(1),
+    "whole": Whole(),
+    "longer": WrongLength(4096),
+    "shorter": WrongLength(-1),
+}
+# Those that obstore's own retries do not master.
+BEYOND_OBSTORE = frozenset({"wrong-range", "short-range", "whole", "longer", "shorter"})
