@@ -104,11 +104,16 @@ def account(azure: AzureOptions) -> tuple[str, str]:
     """The storage account's name and blob service URL, without a trailing slash.
 
     Raises:
-        SourceError: Neither a connection string nor an account name nor an endpoint is given.
+        SourceError: Neither a connection string nor an account name nor an endpoint is given, or the endpoint holds a secret.
     """
     string = parse_connection_string(azure.connection_string) if azure.connection_string else {}
     name = azure.account_name or string.get("AccountName")
     endpoint = azure.endpoint or string.get("BlobEndpoint")
+    if endpoint and ("?" in endpoint or "@" in endpoint):  # it is shown where it does not answer
+        raise SourceError(
+            "the blob endpoint has a query or a user: a SAS token goes into AZURE_STORAGE_SAS_TOKEN, or into the "
+            "connection string as SharedAccessSignature"
+        )
     if endpoint and not name:
         name = _account_of_endpoint(urlsplit(endpoint))
     if not name:
