@@ -180,7 +180,7 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "command"), zip(MISTAKES, cycle(("serve", "inspect", "preflight")), strict=False))
+@pytest.mark.parametrize(("words", "command"), [*zip(MISTAKES, cycle(("serve", "inspect", "preflight")), strict=False)])
 def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path, command, words):
     """Flags that do not exist, URIs with a query or a password, secrets in a file: an error, and not a letter of it."""
     path = tmp_path / "config.yaml"
