@@ -208,6 +208,8 @@ class Supervisor:
         )
         if found := report.counters.verified_bytes:
             logger.info("verified with the manifest: %d bytes, %d not", found, report.counters.unverified_bytes)
+        if staged:
+            logger.info("unverified: host-staging compares headers and metadata only")
         self._tell_of_cache(report.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)

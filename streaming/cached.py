@@ -19,10 +19,9 @@ from streaming.pipeline import RangeReader
 from streaming.uri import Location
 
 if TYPE_CHECKING:
-    from obstore import Bytes
-
     from streaming.cache.keys import BlobKey
     from streaming.cache.store import Store
+    from streaming.pipeline import Bytes
 
 OFF, READ_ONLY = "no-cache", "no-cache-writes"
 _READERS = 8

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from streaming.counters import FetchCounters
@@ -17,9 +17,9 @@ from streaming.messages import BlobVersion
 from streaming.options import HedgingOptions
 
 if TYPE_CHECKING:
-    from obstore import Bytes
+    from streaming.pipeline import Bytes, RangeReader
 
-    from streaming.pipeline import RangeReader
+    ReadRange = Callable[[BlobVersion, int, int], Awaitable[Bytes]]
 
 # Of a median of fewer nothing follows; more than the last few rows of the lanes tell of a source that was.
 _LEAST_PEERS = 3
@@ -74,9 +74,11 @@ class HedgingReader:
     """Reads through `reader`, and a slow range once more.
 
     Args:
-        reader: Asked by both reads; it must take them at once.
+        reader: What ranges are asked of.
         options: What is slow, and how many bytes may be read twice.
+        lanes: How many ranges are asked for at once. Of reads there are an eighth more at most, so that memory stays bounded.
         counters: `hedges`, `hedges_won` and `wasted_bytes` are counted here.
+        read_again: What is asked for a range once more.
         is_held_back: Whether reads wait before they reach the source: then another one would only wait, too.
     """
 
@@ -84,12 +86,17 @@ class HedgingReader:
         self,
         reader: RangeReader,
         options: HedgingOptions,
+        lanes: int,
         counters: FetchCounters,
         *,
+        read_again: ReadRange | None = None,
         is_held_back: Callable[[], bool] = lambda: False,
     ):
-        self._reader = reader
+        self._first = reader.read_range
+        self._again = read_again or reader.read_range
         self._policy = HedgePolicy(options)
+        self._most_reads = lanes + max(1, lanes // 8)
+        self._reads = 0
         self._counters = counters
         self._is_held_back = is_held_back
 
@@ -100,22 +107,30 @@ class HedgingReader:
             SourceError: The read failed, and where there were two, both did: the first one's error.
         """
         self._policy.asked(end - start)
-        reads = [asyncio.create_task(self._read(version, start, end))]
+        reads: list[asyncio.Task[Bytes]] = []
         try:
+            self._begin(reads, self._first, version, start, end)
             if await self._is_overtaken(reads[0], end - start):
-                reads.append(asyncio.create_task(self._read(version, start, end)))
+                self._begin(reads, self._again, version, start, end)
                 self._counters.hedges += 1
                 self._counters.wasted_bytes += end - start  # one of the two is, whichever it will be
             winner = await _first_good(reads)
             self._counters.hedges_won += winner is not reads[0]
             return winner.result()
         finally:
+            self._reads -= len(reads)
             await _cancel(reads)
 
-    async def _read(self, version: BlobVersion, start: int, end: int) -> Bytes:
+    def _begin(
+        self, reads: list[asyncio.Task[Bytes]], read: ReadRange, version: BlobVersion, start: int, end: int
+    ) -> None:
+        reads.append(asyncio.create_task(self._timed(read, version, start, end)))
+        self._reads += 1
+
+    async def _timed(self, read: ReadRange, version: BlobVersion, start: int, end: int) -> Bytes:
         loop = asyncio.get_running_loop()
         start_s = loop.time()
-        data = await self._reader.read_range(version, start, end)
+        data = await read(version, start, end)
         self._policy.ended(end - start, loop.time() - start_s)
         return data
 
@@ -126,6 +141,7 @@ class HedgingReader:
         while not (await asyncio.wait({read}, timeout=_TICK_S))[0]:
             if (
                 self._policy.is_slow(nbytes, loop.time() - start_s)
+                and self._reads < self._most_reads
                 and not self._is_held_back()
                 and self._policy.spend(nbytes)
             ):

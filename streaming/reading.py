@@ -38,7 +38,14 @@ class Reading:
         self._pipeline = request.pipeline
         self._retries = Retries(request.source, counters)
         throttled = ThrottledReader(source, self._pipeline.throttling, self._pipeline.lanes, counters)
-        hedged = HedgingReader(throttled, self._pipeline.hedging, counters, is_held_back=throttled.is_held_back)
+        hedged = HedgingReader(
+            throttled,
+            self._pipeline.hedging,
+            self._pipeline.lanes,
+            counters,
+            read_again=throttled.read_again,
+            is_held_back=throttled.is_held_back,
+        )
         self._tried = RetryingRanges(hedged, self._retries)
         self._cached: Cached | None = None
         if request.cache is not None and request.strategy != HOST_STAGING:

@@ -23,9 +23,7 @@ from streaming.messages import BlobVersion
 from streaming.options import ThrottlingOptions
 
 if TYPE_CHECKING:
-    from obstore import Bytes
-
-    from streaming.pipeline import RangeReader
+    from streaming.pipeline import Bytes, RangeReader
 
 
 def asks_for_less(error: SourceError) -> bool:
@@ -53,12 +51,12 @@ class ThrottledReader:
         self._limit = AdaptiveLimit(lanes, least=options.min_lanes)
         self._gate = _Gate(self._limit)
         self._bandwidth = Bandwidth(options.max_bandwidth_bytes_per_s or math.inf)
-        self._paced = 0
+        self._pacing = 0
         self._counters = counters
 
     def is_held_back(self) -> bool:
         """Whether reads wait because of a lowered limit or the bandwidth."""
-        return self._paced > 0 or (self._gate.waiting > 0 and self._limit.is_reduced)
+        return self._pacing > 0 or (self._gate.waiting > 0 and self._limit.is_reduced)
 
     async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """Bytes `[start, end)` of this version.
@@ -68,17 +66,22 @@ class ThrottledReader:
         """
         await self._gate.enter()
         try:
-            await self._pace(end - start)
-            return await self._observed(version, start, end)
+            return await self._paced(version, start, end)
         finally:
             self._gate.leave()
 
-    async def _pace(self, nbytes: int) -> None:
-        self._paced += 1
+    async def read_again(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        """As `read_range`, beside a read of the same bytes that hardly gets any: where no limit is lowered, it needs no turn."""
+        read = self.read_range if self._limit.is_reduced else self._paced
+        return await read(version, start, end)
+
+    async def _paced(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        self._pacing += 1
         try:
-            await asyncio.sleep(self._bandwidth.wait_s(nbytes, asyncio.get_running_loop().time()))
+            await asyncio.sleep(self._bandwidth.wait_s(end - start, asyncio.get_running_loop().time()))
         finally:
-            self._paced -= 1
+            self._pacing -= 1
+        return await self._observed(version, start, end)
 
     async def _observed(self, version: BlobVersion, start: int, end: int) -> Bytes:
         loop = asyncio.get_running_loop()

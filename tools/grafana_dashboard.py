@@ -62,6 +62,16 @@ def _cold_start() -> list[Json]:
             ],
             "none",
         ),
+        stats(
+            "Slow and refused reads",
+            [
+                Query(_of_start(names.HEDGES), "read a second time", instant=True),
+                Query(_of_start(names.HEDGES_WON), "second read came first", instant=True),
+                Query(_of_start(names.THROTTLES), "refused", instant=True),
+            ],
+            "none",
+        ),
+        stats("Bytes read twice", [Query(_of_start(names.WASTED_BYTES), "", instant=True)], "bytes"),
         stats("Reads tried again", [Query(_of_start(names.RETRIES), "after {{cause}}", instant=True)], "none"),
     ]
 

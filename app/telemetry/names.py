@@ -161,6 +161,20 @@ CACHE_MISSES = Metric(
     "counter",
     "Bytes of weights that were fetched although there is a cache.",
 )
+HEDGES = Metric(
+    "coldstream_fetch_hedges_total",
+    "counter",
+    "Ranges of weights that were read a second time, because they were slow.",
+)
+HEDGES_WON = Metric("coldstream_fetch_hedges_won_total", "counter", "Of those, ranges whose second read came first.")
+WASTED_BYTES = Metric(
+    "coldstream_fetch_wasted_bytes_total", "counter", "Bytes that were asked for twice on that account."
+)
+THROTTLES = Metric(
+    "coldstream_fetch_throttles_total",
+    "counter",
+    "Reads of weights that the source refused because it was asked for too much (503, 429).",
+)
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
     "gauge",

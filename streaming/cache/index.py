@@ -6,6 +6,7 @@ the record itself that begins with the blob's key, so that a torn record or one 
 
 from __future__ import annotations
 
+import bisect
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -51,30 +52,38 @@ class Index:
     """The ranges of one blob; of two that are equal in extent, the later one counts."""
 
     def __init__(self) -> None:
-        self._ranges: dict[tuple[int, int], Range] = {}
+        self._crcs: dict[tuple[int, int], int] = {}
+        self._extents: list[tuple[int, int]] = []  # in order: a blob may have ten thousands
+        self._longest_bytes = 0
 
     def add(self, found: Range) -> None:
         """Know one more."""
-        self._ranges[found.start, found.end] = found
+        extent = found.start, found.end
+        if extent not in self._crcs:
+            bisect.insort(self._extents, extent)
+            self._longest_bytes = max(self._longest_bytes, found.end - found.start)
+        self._crcs[extent] = found.crc
 
     def has(self, found: Range) -> bool:
         """Whether exactly this is known."""
-        return self._ranges.get((found.start, found.end)) == found
+        return self._crcs.get((found.start, found.end)) == found.crc
 
     def drop(self, found: Range) -> None:
         """It was not what it should have been; a later one of its extent stays."""
         if self.has(found):
-            del self._ranges[found.start, found.end]
+            del self._crcs[found.start, found.end]
+            self._extents.remove((found.start, found.end))
 
     def covering(self, start: int, end: int) -> list[Range]:
         """Ranges that together hold all of `[start, end)`, in order, each reaching further; none if they cannot."""
-        near = sorted(found for found in self._ranges.values() if found.start < end and found.end > start)
+        first = bisect.bisect_left(self._extents, (start - self._longest_bytes,))
+        near = self._extents[first : bisect.bisect_left(self._extents, (end,))]
         chosen: list[Range] = []
         reached = start
         while reached < end:
-            best = max((found for found in near if found.start <= reached), key=lambda found: found.end, default=None)
-            if best is None or best.end <= reached:
+            best = max((extent for extent in near if extent[0] <= reached), key=lambda extent: extent[1], default=None)
+            if best is None or best[1] <= reached:
                 return []
-            chosen.append(best)
-            reached = best.end
+            chosen.append(Range(*best, self._crcs[best]))
+            reached = best[1]
         return chosen

@@ -23,7 +23,7 @@ from tests.loader import load
 from tests.prometheus import asked, lint, prometheus, unparsable
 from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
 from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
-from tools.blob_server import BlobServer, Fault, Hook, Throttle
+from tools.blob_server import BlobRequest, BlobServer, Fault, Hook, Throttle
 from tools.random_checkpoint import write_checkpoint
 
 # 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
@@ -36,7 +36,7 @@ LONG_PROMPT = (
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, a read tried again, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
+    """Load, reads again and twice, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
@@ -79,10 +79,18 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         yield server, client, start_s
 
 
-def _busy_once() -> Hook:
-    """The first answer of all is a refusal."""
-    faults = iter([Fault(status=503)])
-    return lambda request: next(faults, None)
+def _troubles() -> Hook:
+    """The first answer of all and the first read of weights are refused, and the last shard's first read stalls."""
+    faults = {"all": Fault(status=503), "weights": Fault(status=503)}
+    stalls_s = {"/model-00004-of-00004.safetensors": 15.0}  # over four times what the others take
+
+    def hook(request: BlobRequest) -> Fault | None:
+        is_weight = request.path.endswith(".safetensors") and request.start > 0
+        if is_weight:
+            time.sleep(stalls_s.pop(request.path, 0))
+        return faults.pop("all", None) or (faults.pop("weights", None) if is_weight else None)
+
+    return hook
 
 
 def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
@@ -90,12 +98,13 @@ def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
     options = CacheOptions(folder=str(folder), reserve_ratio=0.0)
     assert load(source.url, cache=options).error is None
     lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)
-    for shard in shards[1:]:
-        shutil.rmtree(shard)
+    for shard in shards:
+        if not any("model-00001-of" in file.read_text(errors="replace") for file in shard.glob("*.json")):
+            shutil.rmtree(shard)
     lock.unlink()
     lock.mkdir()
     source.throttle = Throttle(200e3)
-    source.hook = _busy_once()
+    source.hook = _troubles()
     return "--cache-dir", str(folder)
 
 

@@ -99,7 +99,14 @@ async def fetch_all(reader, version: BlobVersion, lanes: int) -> bytes:
 def reader_of(source, lanes: int, counters: FetchCounters) -> RetryingRanges:
     """As the loader puts them together."""
     throttled = ThrottledReader(source, ThrottlingOptions(), lanes, counters)
-    hedged = HedgingReader(throttled, HedgingOptions(), counters, is_held_back=throttled.is_held_back)
+    hedged = HedgingReader(
+        throttled,
+        HedgingOptions(),
+        lanes,
+        counters,
+        read_again=throttled.read_again,
+        is_held_back=throttled.is_held_back,
+    )
     return RetryingRanges(hedged, Retries(SourceOptions(max_retries=8), counters))
 
 

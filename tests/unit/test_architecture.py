@@ -103,18 +103,7 @@ def test_text_knows_neither_http_nor_engine():
 @pytest.mark.parametrize(
     ("module", "owner"),
     [
-        # Whoever stands between source and lanes names the type of the bytes.
-        (
-            "obstore",
-            {
-                "streaming/source.py",
-                "streaming/pipeline.py",
-                "streaming/hedging.py",
-                "streaming/throttling.py",
-                "streaming/verified.py",
-                "streaming/cached.py",
-            },
-        ),
+        ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
         ("azure.identity", {"streaming/credentials.py"}),
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),

@@ -38,7 +38,7 @@ async def read_all(reader, sizes, lanes):
 def hedged(takes, sizes, *, lanes=16, options=OPTIONS, **arguments):
     """The source, the counters, what came and when, of a load through a hedging reader."""
     source, counters = SlowSource(takes), FetchCounters()
-    results, seconds = simulate(read_all(HedgingReader(source, options, counters, **arguments), sizes, lanes))
+    results, seconds = simulate(read_all(HedgingReader(source, options, lanes, counters, **arguments), sizes, lanes))
     assert source.running == 0
     return source, counters, results, seconds
 
@@ -69,6 +69,7 @@ def test_every_range_is_read_once_or_twice_within_the_budget(ranges, lanes, budg
         <= budget_ratio * (sum(sizes) + max(sizes) / budget_ratio if budget_ratio else 0)
     )
     assert sum(source.attempts.values()) - len(sizes) == counters.hedges >= counters.hedges_won
+    assert source.most_running <= lanes + max(1, lanes // 8)
 
 
 def test_a_stall_of_the_last_range_costs_a_few_reads_time():
@@ -95,6 +96,14 @@ def test_a_slow_read_that_still_comes_first_wins():
     _, counters, _, seconds = hedged(takes, [10] * 10, lanes=2)
     assert (counters.hedges, counters.hedges_won, counters.wasted_bytes) == (1, 0, 10)
     assert seconds < 2
+
+
+def test_one_lane_alone_can_be_helped():
+    """The second read needs no lane of its own."""
+    takes = lambda start, attempt: 60.0 if (start, attempt) == (50, 1) else 0.1  # noqa: E731
+    _, counters, _, seconds = hedged(takes, [10] * 10, lanes=1)
+    assert counters.hedges_won == 1
+    assert seconds < 3
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
@@ -136,7 +145,7 @@ def test_a_cancelled_load_leaves_no_read_behind(after_s):
     source = SlowSource(lambda start, _: 0.1 if start < 80 else 60.0)
 
     async def cancelled() -> None:
-        load = asyncio.create_task(read_all(HedgingReader(source, OPTIONS, FetchCounters()), [10] * 10, 4))
+        load = asyncio.create_task(read_all(HedgingReader(source, OPTIONS, 4, FetchCounters()), [10] * 10, 4))
         await asyncio.sleep(after_s)
         load.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -82,6 +82,25 @@ def test_fewer_at_once_after_a_503_and_other_reads_wait_meanwhile():
     assert counters.throttles == 1
 
 
+@pytest.mark.parametrize(("refused", "running"), [(False, 3), (True, 1)])
+def test_a_second_read_needs_a_turn_only_where_the_limit_is_lowered(refused, running):
+    """Beside two lanes that are taken it begins at once, unless the source has asked for less."""
+    source = SlowSource(lambda start, _: answered(503) if start == 0 else 100.0)
+
+    async def main():
+        reader = ThrottledReader(source, ThrottlingOptions(), 2, FetchCounters())
+        if refused:
+            with pytest.raises(SourceUnavailable):
+                await reader.read_range(VERSION, 0, 1)
+        async with asyncio.TaskGroup() as group:
+            for read in (reader.read_range, reader.read_range, reader.read_again):
+                group.create_task(read(VERSION, 1, 2))
+            await asyncio.sleep(1)
+            assert source.running == running
+
+    simulate(main())
+
+
 @pytest.mark.parametrize(("status", "expected"), [(503, True), (429, True), (500, False), (403, False)])
 def test_which_answers_ask_for_less(status, expected):
     """Busy and too many requests; nothing else."""
