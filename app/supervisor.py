@@ -189,7 +189,6 @@ class Supervisor:
         """The bytes are there: log the line that proves the path, and warm up on them."""
         ledger = self._service.ledger
         ledger.fetched_bytes, ledger.shards = report.fetched_bytes, report.shards
-        ledger.counters = report.counters
         ledger.milestone(names.FETCH_END, report.fetched_s)
         ledger.milestone(names.STAGING_COMPLETE, report.landed_s)
         assert self._model is not None  # nothing is planned without one
