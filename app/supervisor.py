@@ -139,6 +139,8 @@ class Supervisor:
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
+        if not described.has_manifest:
+            logger.info("unverified: no manifest (`coldstream push` writes one)")
         self._choice.described(described)
 
     def model_described(self, answer: DescribedModel) -> None:
@@ -203,6 +205,8 @@ class Supervisor:
             seconds,
             plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
         )
+        if found := report.counters.verified_bytes:
+            logger.info("verified with the manifest: %d bytes, %d not", found, report.counters.unverified_bytes)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from streaming.clock import boottime_s, exec_time_s
 from streaming.counters import FetchCounters
 from streaming.cuda_driver import import_early
 from streaming.destination import Destination
-from streaming.errors import StreamingError
+from streaming.errors import CheckpointError, StreamingError
 from streaming.errors import report as error_report
 from streaming.mailbox import Mailbox
 from streaming.messages import (
@@ -27,6 +28,7 @@ from streaming.messages import (
     Chunk,
     Counted,
     Described,
+    FellBack,
     Landed,
     LandedChunks,
     Layout,
@@ -47,9 +49,8 @@ from streaming.telling import Telling
 from streaming.wire import Connection, ConnectionClosed
 
 if TYPE_CHECKING:
-    from streaming.pipeline import RangeReader
-    from streaming.retrying import Retries
-    from streaming.source import Source
+    from streaming.manifest import OnFlaw
+    from streaming.reading import Reading
 
 Server = Mailbox[ToLoader]
 
@@ -81,36 +82,29 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
     try:
         with Telling(counters := FetchCounters(), lambda now: server.send(Counted(counters=now))):
             # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
-            from streaming.retrying import Retries
+            from streaming.reading import Reading
             from streaming.source import open_source
 
-            retries = Retries(request.source, counters)
             source = open_source(request.uri, request.source)
+            reading = Reading(source, request.source, request.pipeline, counters)
             if destination is None:
-                _stage(server, request, source, retries)
+                _stage(server, request, reading)
             else:
-                _stream(server, request, source, retries, destination, fds)
+                _stream(server, request, reading, destination, fds)
     except StreamingError as error:
         server.send(LoadFailed(origin=request.origin, error=error_report(error)))
         return error.exit_code
     return 0
 
 
-def _stream(
-    server: Server,
-    request: LoadRequest,
-    source: Source,
-    retries: Retries,
-    destination: Destination,
-    fds: list[int],
-) -> None:
+def _stream(server: Server, request: LoadRequest, reading: Reading, destination: Destination, fds: list[int]) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
     from streaming.throttling import start_wait_s
     from streaming.timings import Timings, whole
 
     if (resume := request.resume) is None:
-        plan, layout = _plan(server, request, source, retries)
+        plan, layout = _plan(server, request, reading)
         start_s = boottime_s()
         arena = destination.create(plan.arena_bytes, layout.reserve_bytes)
         planned_s = boottime_s()
@@ -127,7 +121,7 @@ def _stream(
         time.sleep(start_wait_s(request.pipeline.throttling.start_jitter_s))
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings, reader = Timings(), _reader(request, source, retries)
+    timings, reader = Timings(), reading.ranges(plan.digests, _on_flaw(server, request))
     fetched_s = land(
         reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
     )
@@ -138,35 +132,16 @@ def _stream(
         copied_s, _ = whole(times, "copy")
         server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
         server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
-    _finish(server, request, retries, fetched_s, landed_s, times)
+    _finish(server, request, reading.counters, fetched_s, landed_s, times)
 
 
-def _reader(request: LoadRequest, source: Source, retries: Retries) -> RangeReader:
-    """The source as the lanes read it."""
-    from streaming.hedging import HedgingReader
-    from streaming.retrying import RetryingRanges
-    from streaming.throttling import ThrottledReader
-
-    pipeline, counters = request.pipeline, retries.counters
-    throttled = ThrottledReader(source, pipeline.throttling, pipeline.lanes, counters)
-    hedged = HedgingReader(
-        throttled,
-        pipeline.hedging,
-        pipeline.lanes,
-        counters,
-        read_again=throttled.read_again,
-        is_held_back=throttled.is_held_back,
-    )
-    return RetryingRanges(hedged, retries)
-
-
-def _stage(server: Server, request: LoadRequest, source: Source, retries: Retries) -> None:
+def _stage(server: Server, request: LoadRequest, reading: Reading) -> None:
     """Put every shard on disk, from where the engine loads it."""
     from streaming.staging import Staging
 
-    staging = Staging(source.location, request.source, request.pipeline)
+    staging = Staging(reading.location, request.source, request.pipeline)
     if request.resume is None:
-        plan, _ = _plan(server, request, source, retries)
+        plan, _ = _plan(server, request, reading)
         memory = ArenaMemory("staged", plan.arena_bytes)
         server.send(Planned(origin=request.origin, plan=plan, memory=memory, planned_s=boottime_s()))
     else:
@@ -184,25 +159,52 @@ def _stage(server: Server, request: LoadRequest, source: Source, retries: Retrie
     times = staging.stage([version for version in plan.versions if version.name in shards], on_staged, on_bytes)
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
-    _finish(server, request, retries, end_s, end_s, times)
+    reading.counters.unverified_bytes += sum(shard.nbytes for shard in times)
+    _finish(server, request, reading.counters, end_s, end_s, times)
 
 
-def _plan(server: Server, request: LoadRequest, source: Source, retries: Retries) -> tuple[Plan, Layout]:
+def _plan(server: Server, request: LoadRequest, reading: Reading) -> tuple[Plan, Layout]:
     """Describe the checkpoint, let the server lay it out, and decide every address."""
+    from streaming import digests
     from streaming.describe import describe
-    from streaming.retrying import RetryingSource
 
     start_s = boottime_s()
-    found = describe(RetryingSource(source, retries))
+    found = describe(reading.metadata(), _on_flaw(server, request))
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
-    server.send(Described(origin=request.origin, files=found.files, entries=found.entries, versions=found.versions))
+    server.send(
+        Described(
+            origin=request.origin,
+            files=found.files,
+            entries=found.entries,
+            versions=found.versions,
+            has_manifest=found.has_manifest,
+        )
+    )
+    if found.has_manifest:  # while the server lays the model out
+        threading.Thread(target=digests.import_early, name="digests", daemon=True).start()
     layout, _ = server.recv()
     assert isinstance(layout, Layout)  # after a refusal the server kills this process
     start_s = boottime_s()
     chunk_bytes = request.pipeline.chunk_bytes_for(sum(entry.end - entry.start for entry in found.entries))
-    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes)
+    known = {} if request.strategy == HOST_STAGING else found.digests  # whole shards are no blocks
+    plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes, digests=known)
+    for version in plan.versions:
+        if version.name in known and version.name not in plan.digests:
+            reason = f"{version.name} holds a tensor to cast whose elements lie across blocks: it is not verified"
+            server.send(FellBack(what="unverified-shard", reason=reason))
     server.send(PhaseTimed(name="plan", start_s=start_s, end_s=boottime_s()))
     return plan, layout
+
+
+def _on_flaw(server: Server, request: LoadRequest) -> OnFlaw:
+    """What to do about bytes that are not those of the manifest."""
+
+    def tell(flaw: CheckpointError) -> None:
+        if request.refuse_mismatches:
+            raise flaw
+        server.send(FellBack(what="unverified-bytes", reason=str(flaw)))
+
+    return tell
 
 
 def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
@@ -213,7 +215,7 @@ def _left(request: LoadRequest, plan: Plan) -> list[Chunk]:
 def _finish(
     server: Server,
     request: LoadRequest,
-    retries: Retries,
+    counters: FetchCounters,
     fetched_s: float,
     landed_s: float,
     shards: tuple[ShardTimes, ...],
@@ -224,7 +226,7 @@ def _finish(
         fetched_s=fetched_s,
         landed_s=landed_s,
         shards=shards,
-        counters=retries.counters,
+        counters=counters,
     )
     server.send(Landed(origin=request.origin, report=report))
 

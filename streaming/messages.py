@@ -121,10 +121,49 @@ class Chunk(msgspec.Struct, frozen=True):
         return self.end - self.start
 
 
+# Of one block, most significant byte first.
+CRC_BYTES = 8
+
+
+class BlockDigests(msgspec.Struct, frozen=True, array_like=True):
+    """The CRC-64/NVME of every block of one blob; 8 bytes for each, so that a large plan stays a small message.
+
+    Block 0 of a blob whose `data_start` is not 0 is `[0, data_start)`; from there on a block has `block_bytes`.
+    """
+
+    size_bytes: int
+    data_start: int
+    block_bytes: int
+    crcs: bytes
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return bool(self.data_start) + -(-(self.size_bytes - self.data_start) // self.block_bytes)
+
+    def block_at(self, offset: int) -> int:
+        """The number of the block that holds this byte."""
+        if offset < self.data_start:
+            return 0
+        return bool(self.data_start) + (offset - self.data_start) // self.block_bytes
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The bytes `[start, end)` of one block."""
+        if self.data_start and number == 0:
+            return 0, self.data_start
+        start = self.data_start + (number - bool(self.data_start)) * self.block_bytes
+        return start, min(start + self.block_bytes, self.size_bytes)
+
+    def crc(self, number: int) -> int:
+        """The digest of one block."""
+        return int.from_bytes(self.crcs[number * CRC_BYTES : (number + 1) * CRC_BYTES], "big")
+
+
 class Plan(msgspec.Struct, frozen=True):
     """Every address and every read of one rank's load.
 
-    `extents` maps stored names and group names to addresses.
+    `extents` maps stored names and group names to addresses. `digests` are of the shards whose reads are whole blocks, each of
+    which is verified; reads of other shards are not.
     """
 
     arena_bytes: int
@@ -133,6 +172,7 @@ class Plan(msgspec.Struct, frozen=True):
     versions: tuple[BlobVersion, ...]
     rank: int = 0
     ranks: int = 1
+    digests: dict[str, BlockDigests] = {}
 
     @property
     def fetch_bytes(self) -> int:
@@ -162,12 +202,14 @@ class Resume(msgspec.Struct, frozen=True):
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message to a loader. With `resume`, the arena's fd travels with it.
 
-    `strategy` is `DIRECT_GPU` or `HOST_STAGING`.
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`. Without `refuse_mismatches` bytes whose digest differs from the
+    manifest's are told (`FellBack`) and land.
     """
 
     origin: Origin
     uri: str
     strategy: str = DIRECT_GPU
+    refuse_mismatches: bool = True
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
@@ -187,12 +229,16 @@ class Layout(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The checkpoint's headers. `files` are the metadata files that exist, by base name."""
+    """The checkpoint's headers. `files` are the metadata files that exist, by base name.
+
+    `has_manifest` says whether the checkpoint brings digests of its bytes.
+    """
 
     origin: Origin
     files: dict[str, bytes]
     entries: tuple[Entry, ...]
     versions: tuple[BlobVersion, ...]
+    has_manifest: bool = False
 
 
 class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):

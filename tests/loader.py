@@ -77,6 +77,7 @@ def load(
     destination: DestinationOptions | None = None,
     environ: Mapping[str, str] | None = None,
     layout: Callable[[Described], Layout] = as_stored,
+    refuse_mismatches: bool = True,
     resume: Load | None = None,
     on_message: Callable[[Child, object], None] = lambda _child, _message: None,
 ) -> Load:
@@ -85,6 +86,7 @@ def load(
         origin=ORIGIN,
         uri=uri,
         strategy=strategy,
+        refuse_mismatches=refuse_mismatches,
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         destination=destination or DestinationOptions(),

@@ -27,7 +27,7 @@ from app.settings import Settings
 from streaming.counters import FetchCounters
 from streaming.credentials import choose, unreadable_token
 from streaming.describe import Description, describe
-from streaming.errors import SourceError, StreamingError
+from streaming.errors import CheckpointError, SourceError, StreamingError
 from streaming.options import HOST_STAGING, SourceOptions
 from streaming.retrying import Retries, RetryingSource
 from streaming.source import open_source
@@ -150,7 +150,7 @@ class SourceChecks:
         try:
             opened = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
             source = self._source = RetryingSource(opened, Retries(options, FetchCounters()))
-            found = self._deadline.run(lambda: describe(source))
+            found = self._deadline.run(lambda: describe(source, self._on_flaw))
         except StreamingError as error:
             return judgement.unread("metadata", error, self._credential)
         if self._staging is not None:
@@ -159,6 +159,11 @@ class SourceChecks:
         shards_bytes = sum(version.size_bytes for version in found.versions)
         elapsed_s = time.monotonic() - start_s
         return judgement.judge_metadata(len(found.entries), len(found.versions), shards_bytes, elapsed_s)
+
+    def _on_flaw(self, flaw: CheckpointError) -> None:
+        """As `serve` does."""
+        if self._settings.startup.fail_if_checksum_mismatch:
+            raise flaw
 
     def _read(self) -> Finding:
         assert self._source is not None  # it was described
