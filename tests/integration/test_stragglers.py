@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 
 from streaming.counters import FetchCounters
-from streaming.hedging import HedgingReader
+from streaming.manifest import refuse
 from streaming.messages import BlobVersion
-from streaming.options import HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
-from streaming.retrying import Retries, RetryingRanges
-from streaming.source import open_source
-from streaming.throttling import ThrottledReader
+from streaming.options import PipelineOptions, SourceOptions
+from streaming.pipeline import RangeReader
+from streaming.reading import Reading
+from streaming.source import Source, open_source
 from streaming.timings import whole
 from tests.checkpoints import random_shards, raw
 from tests.loader import Load, load
@@ -96,18 +96,10 @@ async def fetch_all(reader, version: BlobVersion, lanes: int) -> bytes:
     return b"".join(parts[start] for start in sorted(parts))
 
 
-def reader_of(source, lanes: int, counters: FetchCounters) -> RetryingRanges:
-    """As the loader puts them together."""
-    throttled = ThrottledReader(source, ThrottlingOptions(), lanes, counters)
-    hedged = HedgingReader(
-        throttled,
-        HedgingOptions(),
-        lanes,
-        counters,
-        read_again=throttled.read_again,
-        is_held_back=throttled.is_held_back,
-    )
-    return RetryingRanges(hedged, Retries(SourceOptions(max_retries=8), counters))
+def reader_of(source: Source, lanes: int, counters: FetchCounters) -> RangeReader:
+    """As the loader puts its readers together."""
+    options = SourceOptions(max_retries=8)
+    return Reading(source, options, PipelineOptions(lanes=lanes), counters).ranges({}, refuse)
 
 
 def connections(server: BlobServer) -> int:
