@@ -79,6 +79,7 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
         source=settings.storage.source_options(),
         pipeline=settings.storage.pipeline_options(),
         destination=settings.destination_options(),
+        cache=settings.storage.cache_options(),
     )
     _tell(loader, request)
     phases = (

@@ -189,6 +189,7 @@ class Supervisor:
         """The bytes are there: log the line that proves the path, and warm up on them."""
         ledger = self._service.ledger
         ledger.fetched_bytes, ledger.shards = report.fetched_bytes, report.shards
+        ledger.counters = report.counters
         ledger.milestone(names.FETCH_END, report.fetched_s)
         ledger.milestone(names.STAGING_COMPLETE, report.landed_s)
         assert self._model is not None  # nothing is planned without one
@@ -207,10 +208,21 @@ class Supervisor:
         )
         if found := report.counters.verified_bytes:
             logger.info("verified with the manifest: %d bytes, %d not", found, report.counters.unverified_bytes)
+        if staged:
+            logger.info("unverified: host-staging compares headers and metadata only")
+        self._tell_of_cache(report.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
+
+    def _tell_of_cache(self, counters: FetchCounters) -> None:
+        if (cache := self._request.cache) is None or self._request.strategy == HOST_STAGING:
+            return
+        hit_bytes = counters.cache_hit_bytes
+        read_bytes = hit_bytes + counters.cache_miss_bytes
+        share = hit_bytes / max(read_bytes, 1)
+        logger.info("cache: %d of %d bytes (%.1f %%) came from %s", hit_bytes, read_bytes, 100 * share, cache.folder)
 
     def engine_ready(self, ready: EngineReady) -> None:
         """Open the doors."""

@@ -86,7 +86,7 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
             from streaming.source import open_source
 
             source = open_source(request.uri, request.source)
-            reading = Reading(source, request.source, request.pipeline, counters)
+            reading = Reading(source, request, counters, server.send)
             if destination is None:
                 _stage(server, request, reading)
             else:
@@ -101,7 +101,7 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     """Land every chunk at its address."""
     from streaming.pipeline import land
     from streaming.throttling import start_wait_s
-    from streaming.timings import Timings, whole
+    from streaming.timings import Timings
 
     if (resume := request.resume) is None:
         plan, layout = _plan(server, request, reading)
@@ -113,6 +113,7 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     else:
         plan, arena = resume.plan, destination.reopen(fds[0], resume.memory)
     left = _left(request, plan)
+    reading.expect(plan.versions)
 
     def on_landed(chunk: Chunk) -> None:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
@@ -128,11 +129,19 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
     if times:
-        staged_s, taken_s = whole(times, "stage")
-        copied_s, _ = whole(times, "copy")
-        server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
-        server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
+        _tell_landing(server, times, landed_s)
     _finish(server, request, reading.counters, fetched_s, landed_s, times)
+    reading.finish()  # the server goes on at once, and does not wait for this process
+
+
+def _tell_landing(server: Server, times: tuple[ShardTimes, ...], landed_s: float) -> None:
+    """The phases between a fetched byte and its address."""
+    from streaming.timings import whole
+
+    staged_s, taken_s = whole(times, "stage")
+    copied_s, _ = whole(times, "copy")
+    server.send(PhaseTimed(name="weights.stage", start_s=staged_s, end_s=taken_s))
+    server.send(PhaseTimed(name="weights.copy", start_s=copied_s, end_s=landed_s))
 
 
 def _stage(server: Server, request: LoadRequest, reading: Reading) -> None:

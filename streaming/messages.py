@@ -21,7 +21,7 @@ import msgspec
 
 from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,8 +202,8 @@ class Resume(msgspec.Struct, frozen=True):
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message to a loader. With `resume`, the arena's fd travels with it.
 
-    `strategy` is `DIRECT_GPU` or `HOST_STAGING`. Without `refuse_mismatches` bytes whose digest differs from the
-    manifest's are told (`FellBack`) and land.
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`, which takes no `cache`. Without `refuse_mismatches` bytes whose digest
+    differs from the manifest's are told (`FellBack`) and land.
     """
 
     origin: Origin
@@ -213,6 +213,7 @@ class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
+    cache: CacheOptions | None = None
     resume: Resume | None = None
 
 

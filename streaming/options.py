@@ -111,6 +111,20 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return 2 * (self.lanes + self.writers)
 
 
+class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where fetched ranges are kept, and how much of that disk.
+
+    `max_bytes` is for all blobs together, whoever wrote them; of the file system's size, the share `reserve_ratio` stays
+    free, because a kubelet evicts pods below 10 % (of an image file system 15 %). At most `queue_bytes` of host
+    memory wait to be written.
+    """
+
+    folder: str
+    max_bytes: int = 100 << 30
+    queue_bytes: int = 256 * MIB
+    reserve_ratio: float = 0.15
+
+
 class DestinationOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Which memory the weights land in.
 

@@ -204,6 +204,7 @@ class Source:
             f"{self.location}: the identity got no token ({said}): check that AZURE_CLIENT_ID and AZURE_TENANT_ID are "
             "its own, and that its federated credential names this cluster's issuer and this service account",
             said,
+            **_facts(text),
         )
 
 

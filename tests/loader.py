@@ -31,7 +31,7 @@ from streaming.messages import (
     Staged,
     TensorLayout,
 )
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 from streaming.wire import Connection, ConnectionClosed
 
 ORIGIN = Origin(arena_id="test")
@@ -75,6 +75,7 @@ def load(
     source: SourceOptions | None = None,
     pipeline: PipelineOptions | None = None,
     destination: DestinationOptions | None = None,
+    cache: CacheOptions | None = None,
     environ: Mapping[str, str] | None = None,
     layout: Callable[[Described], Layout] = as_stored,
     refuse_mismatches: bool = True,
@@ -90,6 +91,7 @@ def load(
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         destination=destination or DestinationOptions(),
+        cache=cache,
         resume=_resume(resume),
     )
     result = Load(plan=resume.plan, fd=resume.fd, memory=resume.memory, resumed=resume) if resume else Load()

@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._resolved(path)
         if fault.status is not None:
             request = replace(request, start=0, end=0, status=fault.status)
-        elif fault.ignores_range and path is not None:
+        elif fault.ignores_range and path is not None and request.status == HTTPStatus.PARTIAL_CONTENT:
             request = replace(request, start=0, end=path.stat().st_size, status=HTTPStatus.OK)
         self.server.blobs.requests.append(request)
         if fault.cut_after_bytes == 0:

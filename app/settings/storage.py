@@ -8,10 +8,18 @@ from typing import Annotated
 from msgspec import structs
 
 from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
-from app.settings.memory import UNLIMITED, fit_memory
+from app.settings.memory import LEAST, UNLIMITED, fit_memory
 from app.settings.table import Section, Setting
-from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
+from streaming.options import (
+    AzureOptions,
+    CacheOptions,
+    HedgingOptions,
+    PipelineOptions,
+    SourceOptions,
+    ThrottlingOptions,
+)
 
+DEFAULT_CACHE_DIR = "/var/cache/coldstream"
 _SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
 _THROTTLING = _PIPELINE.throttling
 # azure-identity's own variable: what it means beyond these two is for DefaultAzureCredential to say.
@@ -104,14 +112,27 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         ),
     ] = False
     local_nvme_cache_enabled: Annotated[
-        bool,
+        bool | None,
         Setting(
             BOOL,
-            "Keep fetched shards on a local disk.",
+            "Keep fetched ranges on a local disk, and read them from there while ETags match; not with host-staging.",
             flags=(),
-            status="not yet active: it will keep shards on a local disk and read them from there while ETags match",
+            unset="true where --cache-dir is given",
         ),
-    ] = False
+    ] = None
+    cache_dir: Annotated[
+        str | None,
+        Setting(TEXT, "The folder of that cache; servers of one user may share it.", unset=DEFAULT_CACHE_DIR),
+    ] = None
+    cache_size_bytes: Annotated[
+        int,
+        Setting(
+            size(MIB),
+            "How much the cache takes at most; the longest unused blobs go first, and 15 % of the file system stay free.",
+            flags=("--cache-size",),
+            unit="bytes",
+        ),
+    ] = CacheOptions(folder="").max_bytes
     connect_timeout_s: Annotated[float, Setting(number(0.001), "To connect to the source.", unit="s")] = (
         _SOURCE.connect_timeout_s
     )
@@ -236,13 +257,16 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         )
 
     def pipeline_options(self) -> PipelineOptions:
-        """Lanes and chunks, reduced to the memory limit, and how they are paced.
+        """Lanes and chunks, reduced to what the memory limit leaves them, and how they are paced.
 
         Raises:
             UsageError: Not even one lane fits.
         """
+        limit_bytes = self.memory_limit_bytes
+        if limit_bytes not in (UNLIMITED, LEAST) and (cache := self.cache_options()) is not None:
+            limit_bytes -= cache.queue_bytes
         return structs.replace(
-            fit_memory(self.lanes, self.chunk_bytes, self.memory_limit_bytes),
+            fit_memory(self.lanes, self.chunk_bytes, limit_bytes),
             hedging=HedgingOptions(budget_ratio=self.hedge_budget_ratio),
             throttling=ThrottlingOptions(
                 min_lanes=self.min_lanes,
@@ -250,3 +274,14 @@ class StorageSettings(Section, frozen=True, kw_only=True):
                 start_jitter_s=self.start_jitter_s,
             ),
         )
+
+    def cache_options(self) -> CacheOptions | None:
+        """Where ranges are kept; None where they are not. Of a memory limit, a quarter may wait for the disk."""
+        is_on = self.cache_dir is not None if self.local_nvme_cache_enabled is None else self.local_nvme_cache_enabled
+        if not is_on:
+            return None
+        options = CacheOptions(folder=self.cache_dir or DEFAULT_CACHE_DIR, max_bytes=self.cache_size_bytes)
+        if self.memory_limit_bytes in (UNLIMITED, LEAST):
+            return options
+        queue_bytes = min(options.queue_bytes, self.memory_limit_bytes // 4)
+        return structs.replace(options, queue_bytes=queue_bytes)

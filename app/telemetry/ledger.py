@@ -24,6 +24,7 @@ class Ledger:
         self.fetched_bytes = 0
         self.counters = FetchCounters()
         self.shards: tuple[ShardTimes, ...] = ()
+        self.counters = FetchCounters()
         self.device_used_bytes: dict[str, int] = {}
         self.restarts: Counter[str] = Counter(loader=0, engine=0)
 

@@ -145,6 +145,8 @@ class _ServiceCollector(Collector):
         yield names.WASTED_BYTES, ledger.counters.wasted_bytes
         yield names.THROTTLES, ledger.counters.throttles
         yield from _labelled(names.STARTUP_DEVICE_USED, ledger.device_used_bytes)
+        yield names.CACHE_HITS, ledger.counters.cache_hit_bytes
+        yield names.CACHE_MISSES, ledger.counters.cache_miss_bytes
 
     def _engine(self) -> Iterator[Sample]:
         load = self._service.load

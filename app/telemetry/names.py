@@ -151,6 +151,16 @@ RETRIES = Metric(
     "Reads of metadata and weights that were tried again, by why the attempt before had failed. Not weights with host-staging.",
     ("cause",),
 )
+CACHE_HITS = Metric(
+    "coldstream_cache_hit_bytes_total",
+    "counter",
+    "Bytes of weights that were read from the node's disk; only with a cache.",
+)
+CACHE_MISSES = Metric(
+    "coldstream_cache_miss_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched although there is a cache.",
+)
 HEDGES = Metric(
     "coldstream_fetch_hedges_total",
     "counter",

@@ -274,6 +274,19 @@ def test_a_whole_load_survives_a_source_that_fails_one_read_in_five(folder: Path
     assert result.report.fetched_bytes == result.plan.fetch_bytes
 
 
+def test_a_server_without_ranges_is_told_before_any_weight(folder: Path) -> None:
+    """Each blob was asked for once at most, and the error says what to do."""
+    random_shards(folder, megabytes=1)
+    with BlobServer(folder, hook=lambda request: Fault(ignores_range=True)) as server:
+        result = load(server.url, pipeline=SMALL)
+        paths = [request.path for request in server.requests if request.status == 200]
+    assert result.error is not None
+    assert (result.error.kind, result.error.exit_code) == ("RangesIgnored", 3)
+    assert "byte ranges" in result.error.message
+    assert result.plan is None
+    assert len(paths) == len(set(paths))
+
+
 def test_a_load_that_fails_has_told_its_retries(folder: Path) -> None:
     """The counters cross before the error does."""
     random_shards(folder, megabytes=1)

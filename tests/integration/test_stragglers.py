@@ -14,14 +14,14 @@ import psutil
 
 from streaming.counters import FetchCounters
 from streaming.manifest import refuse
-from streaming.messages import BlobVersion
+from streaming.messages import BlobVersion, LoadRequest
 from streaming.options import PipelineOptions, SourceOptions
 from streaming.pipeline import RangeReader
 from streaming.reading import Reading
 from streaming.source import Source, open_source
 from streaming.timings import whole
 from tests.checkpoints import random_shards, raw
-from tests.loader import Load, load
+from tests.loader import ORIGIN, Load, load
 from tools.blob_server import BlobRequest, BlobServer, Fault
 
 LANES, RANGE_BYTES = 8, 64 << 10
@@ -98,8 +98,13 @@ async def fetch_all(reader, version: BlobVersion, lanes: int) -> bytes:
 
 def reader_of(source: Source, lanes: int, counters: FetchCounters) -> RangeReader:
     """As the loader puts its readers together."""
-    options = SourceOptions(max_retries=8)
-    return Reading(source, options, PipelineOptions(lanes=lanes), counters).ranges({}, refuse)
+    request = LoadRequest(
+        origin=ORIGIN,
+        uri=str(source.location),
+        source=SourceOptions(max_retries=8),
+        pipeline=PipelineOptions(lanes=lanes),
+    )
+    return Reading(source, request, counters, tell=lambda _: None).ranges({}, refuse)
 
 
 def connections(server: BlobServer) -> int:

@@ -44,7 +44,6 @@ def test_case_study_file_is_told_what_changes_nothing(tmp_path):
     )
     assert {notice.partition("=")[0] for notice in notices} == {
         "startup.readiness_probe_initial_delay_seconds",
-        "storage.local_nvme_cache_enabled",
     }
 
 
