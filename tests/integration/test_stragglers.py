@@ -13,15 +13,15 @@ from pathlib import Path
 import psutil
 
 from streaming.counters import FetchCounters
-from streaming.hedging import HedgingReader
-from streaming.messages import BlobVersion
-from streaming.options import HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
-from streaming.retrying import Retries, RetryingRanges
-from streaming.source import open_source
-from streaming.throttling import ThrottledReader
+from streaming.manifest import refuse
+from streaming.messages import BlobVersion, LoadRequest
+from streaming.options import PipelineOptions, SourceOptions
+from streaming.pipeline import RangeReader
+from streaming.reading import Reading
+from streaming.source import Source, open_source
 from streaming.timings import whole
 from tests.checkpoints import random_shards, raw
-from tests.loader import Load, load
+from tests.loader import ORIGIN, Load, load
 from tools.blob_server import BlobRequest, BlobServer, Fault
 
 LANES, RANGE_BYTES = 8, 64 << 10
@@ -96,18 +96,15 @@ async def fetch_all(reader, version: BlobVersion, lanes: int) -> bytes:
     return b"".join(parts[start] for start in sorted(parts))
 
 
-def reader_of(source, lanes: int, counters: FetchCounters) -> RetryingRanges:
-    """As the loader puts them together."""
-    throttled = ThrottledReader(source, ThrottlingOptions(), lanes, counters)
-    hedged = HedgingReader(
-        throttled,
-        HedgingOptions(),
-        lanes,
-        counters,
-        read_again=throttled.read_again,
-        is_held_back=throttled.is_held_back,
+def reader_of(source: Source, lanes: int, counters: FetchCounters) -> RangeReader:
+    """As the loader puts its readers together."""
+    request = LoadRequest(
+        origin=ORIGIN,
+        uri=str(source.location),
+        source=SourceOptions(max_retries=8),
+        pipeline=PipelineOptions(lanes=lanes),
     )
-    return RetryingRanges(hedged, Retries(SourceOptions(max_retries=8), counters))
+    return Reading(source, request, counters, tell=lambda _: None).ranges({}, refuse)
 
 
 def connections(server: BlobServer) -> int:
