@@ -1,7 +1,8 @@
 """CRC-64/NVME and SHA-256 of bytes and files: the only file that knows awscrt.
 
 Takes bytes, gives digests, or what differs from those expected. Knows no source. awscrt is imported on first use: 45 ms,
-most of them for certificates that nobody here needs. Its CRC gives up the GIL (48 GiB/s a thread from cache, on a Xeon).
+most of them for certificates that nobody here needs. Its CRC gives up the GIL: two
+threads do twice the work in the same time, each 20 GiB/s from memory (48 from cache), where copying does 11.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Verified:
         readers = self._reader, self._again
         data, wrong = await read_checked(readers, version, start, end, blocks, self._counters)
         if wrong:
-            more = f" (and {len(wrong) - 1} blocks after it)" if len(wrong) > 1 else ""
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             self._on_flaw(
                 CheckpointError(
                     f"{self._place}/{version.name} {wrong[0]}{more}, and so when read again: "

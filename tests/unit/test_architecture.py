@@ -169,3 +169,11 @@ def test_the_start_is_light():
     code = "import sys, app.__main__; print([m for m in ('asyncio', 'fastapi', 'yaml', 'obstore', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_digests_cost_nothing_on_the_way_to_the_plan():
+    """Awscrt, whose import takes 45 ms, is there only once a digest is asked for."""
+    modules = "streaming.__main__, streaming.describe, streaming.pipeline, streaming.verified, app.cli, app.serve"
+    code = f"import sys, {modules}; print([m for m in sys.modules if 'awscrt' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
