@@ -7,6 +7,7 @@ knows their order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from streaming.cached import Cached
 from streaming.counters import FetchCounters
@@ -14,12 +15,15 @@ from streaming.hedging import HedgingReader
 from streaming.manifest import OnFlaw
 from streaming.messages import BlobVersion, BlockDigests, FellBack, LoadRequest
 from streaming.options import HOST_STAGING
-from streaming.pipeline import Bytes, RangeReader
+from streaming.pipeline import RangeReader
 from streaming.retrying import Retries, RetryingRanges, RetryingSource
 from streaming.source import Source
 from streaming.throttling import ThrottledReader
 from streaming.uri import Location
 from streaming.verified import Verified
+
+if TYPE_CHECKING:
+    from streaming.pipeline import Bytes
 
 
 class Reading:
