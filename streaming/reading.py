@@ -15,7 +15,6 @@ from streaming.hedging import HedgingReader
 from streaming.manifest import OnFlaw
 from streaming.messages import BlobVersion, BlockDigests, FellBack, LoadRequest
 from streaming.options import HOST_STAGING
-from streaming.pipeline import RangeReader
 from streaming.retrying import Retries, RetryingRanges, RetryingSource
 from streaming.source import Source
 from streaming.throttling import ThrottledReader
@@ -23,7 +22,7 @@ from streaming.uri import Location
 from streaming.verified import Verified
 
 if TYPE_CHECKING:
-    from streaming.pipeline import Bytes
+    from streaming.pipeline import Bytes, RangeReader
 
 
 class Reading:
