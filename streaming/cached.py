@@ -109,9 +109,9 @@ class Cached:
 
     def finish(self) -> None:
         """Let what waits be written, for a while; no read may follow."""
-        all_written = self._writing.finish(_FINISH_S)
+        self._writing.finish(_FINISH_S)
         self._pool.shutdown(wait=False)
-        if all_written and self._may_read and self._ready.done() and not self._ready.exception():
+        if self._store.done() and not self._store.exception():
             self._store.result().close()
 
     def _open(self) -> Store:

@@ -1,6 +1,6 @@
 """One blob's folder: `blob.json` says what it is, `data` has its bytes in their places, `index` names those that are there.
 
-Takes and gives bytes of one version. Whoever uses the folder holds a shared lock on `blob.json`. Nothing is trusted
+Takes and gives bytes of one version. Whoever uses the folder holds a shared lock on `blob.json`, as long as the `Entry` lives. Nothing is trusted
 that its digest does not vouch for, so nothing is ever synced: a crash costs ranges, never right bytes.
 """
 
@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 import threading
+import weakref
 from pathlib import Path
 
 import msgspec
@@ -36,13 +37,15 @@ class Entry:
 
     def __init__(self, key: BlobKey, fds: tuple[int, int, int]):
         self._key_digest, self._size_bytes = key.digest, key.size_bytes
-        self._lock_fd, self._data_fd, self._index_fd = fds
+        lock_fd, self._data_fd, self._index_fd = fds
+        self._fds = [*fds]
+        weakref.finalize(self, _close, self._fds)  # not before the last read in a thread has ended
         self._writing_fds: tuple[int, int] | None = None
         self._index = Index()
         self._seen_bytes = 0
         self._lock = threading.Lock()
         with contextlib.suppress(OSError):  # a disk that may only be read
-            os.utime(self._lock_fd)
+            os.utime(lock_fd)
 
     def read(self, start: int, end: int) -> memoryview | None:
         """Bytes `[start, end)`, if all of them are there and are what was written.
@@ -82,11 +85,6 @@ class Entry:
         with self._lock:
             self._index.add(found)
 
-    def close(self) -> None:
-        """Give up the lock; others may delete the folder now."""
-        for fd in (self._data_fd, self._index_fd, *(self._writing_fds or ()), self._lock_fd):
-            os.close(fd)
-
     def _open_for_writing(self) -> tuple[int, int]:
         """Of the same files: the names may lead to others by now, or nowhere."""
         if self._writing_fds is None:
@@ -94,6 +92,7 @@ class Entry:
                 os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC) for fd in (self._data_fd, self._index_fd)
             )
             self._writing_fds = data_fd, index_fd
+            self._fds += self._writing_fds
         return self._writing_fds
 
     def _catch_up(self) -> None:
@@ -105,6 +104,11 @@ class Entry:
         for found in decode(self._key_digest, self._size_bytes, read_at(self._index_fd, self._seen_bytes, size_bytes)):
             self._index.add(found)
         self._seen_bytes = size_bytes
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def open_entry(key: BlobKey, path: Path) -> Entry | None:

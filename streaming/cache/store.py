@@ -87,10 +87,9 @@ class Store:
                 entry.write(start + begin, piece)
 
     def close(self) -> None:
-        """Let others delete what this process has used."""
+        """Let others delete what this process has used, once nobody reads it any more."""
         with self._lock:
-            while self._entries:
-                self._entries.popitem()[1].close()
+            self._entries.clear()
 
     def _make(self, key: BlobKey) -> Entry | None:
         path = self._root / key.folder

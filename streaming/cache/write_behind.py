@@ -52,11 +52,8 @@ class WriteBehind(Generic[T]):
                 self._waiting.append(item)
                 self._changed.notify_all()
 
-    def finish(self, timeout_s: float) -> bool:
-        """Return when everything is written, or when the time is up; whether nothing is being written any more.
-
-        What is left is dropped, and nothing may be offered afterwards.
-        """
+    def finish(self, timeout_s: float) -> None:
+        """Return when everything is written, or when the time is up; the rest is dropped, and nothing more may be offered."""
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             while self._held_bytes and (left_s := deadline_s - time.monotonic()) > 0:
@@ -65,7 +62,6 @@ class WriteBehind(Generic[T]):
             self._waiting.clear()
             self._is_over = True
             self._changed.notify_all()
-            return not self._held_bytes
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
