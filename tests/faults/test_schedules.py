@@ -119,3 +119,15 @@ def test_what_clears_up_costs_no_load(warm, tiny, kind):
     assert [each.fault for each in server.requests if each.fault != Fault()], "no range was hit"
     assert outcome.error is None, outcome.error
     tiny.check(outcome, plan)
+
+
+def test_a_flipped_bit_is_seen(warm, tiny):
+    """By the manifest where there is one, and the range is read again; else by this harness, which is to see corruption."""
+    plan = Plan((Rule(schedules.FlipBit(77), weights_only=True),))
+    outcome = run_here(plan, tiny)
+    if tiny.is_verified:
+        assert outcome.error is None
+        tiny.check(outcome, plan)
+    else:
+        with pytest.raises(AssertionError, match="is corrupt"):
+            tiny.check(outcome, plan)
