@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from streaming import checkpoint
+from streaming.blocks import BlockDigests
 from streaming.errors import BlobNotFound, CheckpointError
 from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, parse_manifest, refuse
-from streaming.messages import BlobVersion, BlockDigests, Entry
+from streaming.messages import BlobVersion, Entry
 from streaming.source import Prefix
 from streaming.uri import Location
 

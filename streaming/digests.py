@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from streaming import checkpoint
+from streaming.blocks import CRC_BYTES, BlockDigests
 from streaming.errors import CheckpointError
 from streaming.manifest import FileDigests
-from streaming.messages import CRC_BYTES, BlockDigests
 
 
 class Mismatch(NamedTuple):

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from streaming.blocks import CRC_BYTES, BlockDigests
 from streaming.errors import CheckpointError
-from streaming.messages import CRC_BYTES, BlobVersion, BlockDigests
+from streaming.messages import BlobVersion
 from streaming.options import MIB
 
 MANIFEST_NAME = "coldstream.json"

@@ -14,20 +14,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from streaming.blocks import BlockDigests
 from streaming.dtypes import BITS, nbytes
 from streaming.errors import CheckpointError
-from streaming.messages import (
-    BlobVersion,
-    BlockDigests,
-    Chunk,
-    Entry,
-    Extent,
-    Group,
-    Layout,
-    Plan,
-    Segment,
-    TensorLayout,
-)
+from streaming.messages import BlobVersion, Chunk, Entry, Extent, Group, Layout, Plan, Segment, TensorLayout
 
 ALIGNMENT_BYTES = 256
 # Dtypes that the slot can turn into one another; see `streaming.cast`.

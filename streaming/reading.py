@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from streaming.blocks import BlockDigests
 from streaming.cached import Cached
 from streaming.counters import FetchCounters
 from streaming.hedging import HedgingReader
 from streaming.manifest import OnFlaw
-from streaming.messages import BlobVersion, BlockDigests, FellBack, LoadRequest
+from streaming.messages import BlobVersion, FellBack, LoadRequest
 from streaming.options import HOST_STAGING
 from streaming.retrying import Retries, RetryingRanges, RetryingSource
 from streaming.source import Source

@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from streaming.blocks import BlockDigests
 from streaming.counters import FetchCounters
 from streaming.digests import Mismatch, mismatches
 from streaming.errors import CheckpointError
 from streaming.manifest import OnFlaw, refuse
-from streaming.messages import BlobVersion, BlockDigests
+from streaming.messages import BlobVersion
 
 if TYPE_CHECKING:
     from streaming.pipeline import Bytes, RangeReader

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from streaming.blocks import BlockDigests
 from streaming.counters import FetchCounters
 from streaming.digests import summarize
 from streaming.errors import BlobNotFound, CheckpointError
 from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, parse_manifest
-from streaming.messages import BlobVersion, BlockDigests
+from streaming.messages import BlobVersion
 from streaming.source import Source
 from streaming.verified import read_checked
 

@@ -30,6 +30,8 @@ from tools.random_checkpoint import write_checkpoint
 TIGHT = ("--kv-cache-memory-bytes", str(50 * 16 * 256), "--max-num-seqs", "4")
 # One read after the other, so that a rate is known after the first of four.
 SLOWLY = ("--concurrency", "1")
+# One is in the cache; of the others the last one has peers enough for its stall to be seen.
+SHARDS = 6
 LONG_PROMPT = (
     "A cold start is over when the first token of the first answer has been read by whoever asked for it. " * 2
 )
@@ -37,7 +39,7 @@ LONG_PROMPT = (
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
     """Load, reads again and twice, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
-    write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
+    write_checkpoint(tmp_path / "tiny", "tiny", shards=SHARDS)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
         server.wait_ready()
@@ -82,7 +84,7 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
 def _troubles() -> Hook:
     """The first answer of all and the first read of weights are refused, and the last shard's first read stalls."""
     faults = {"all": Fault(status=503), "weights": Fault(status=503)}
-    stalls_s = {"/model-00004-of-00004.safetensors": 15.0}  # over four times what the others take
+    stalls_s = {f"/model-{SHARDS:05}-of-{SHARDS:05}.safetensors": 15.0}  # over four times what the others take
 
     def hook(request: BlobRequest) -> Fault | None:
         is_weight = request.path.endswith(".safetensors") and request.start > 0
@@ -94,7 +96,7 @@ def _troubles() -> Hook:
 
 
 def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
-    """The flags of a cache that has one shard of four and cannot be written to; the source is slow from then on."""
+    """The flags of a cache that has one shard and cannot be written to; the source is slow from then on."""
     options = CacheOptions(folder=str(folder), reserve_ratio=0.0)
     assert load(source.url, cache=options).error is None
     lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaming.blocks import CRC_BYTES, BlockDigests
 from streaming.digests import crc64nvme, mismatches, summarize
 from streaming.errors import CheckpointError
 from streaming.manifest import (
@@ -20,7 +21,7 @@ from streaming.manifest import (
     encoded,
     parse_manifest,
 )
-from streaming.messages import CRC_BYTES, BlobVersion, BlockDigests
+from streaming.messages import BlobVersion
 from streaming.options import MIB
 from tests.unit.checkpoints import shard_bytes
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaming.blocks import BlockDigests
 from streaming.dtypes import BITS
 from streaming.errors import CheckpointError
-from streaming.messages import BlobVersion, BlockDigests, Entry, Group, Layout, Origin, TensorLayout
+from streaming.messages import BlobVersion, Entry, Group, Layout, Origin, TensorLayout
 from streaming.plan import ALIGNMENT_BYTES, plan_load
 
 ORIGIN = Origin(arena_id="test")

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from streaming.blocks import CRC_BYTES, BlockDigests
 from streaming.counters import FetchCounters
 from streaming.digests import crc64nvme
 from streaming.errors import CheckpointError
-from streaming.messages import CRC_BYTES, BlobVersion, BlockDigests
+from streaming.messages import BlobVersion
 from streaming.verified import Verified
 
 CONTENT = bytes(range(100))
