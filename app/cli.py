@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from app.model_support import support
 from app.settings import Command
 from app.telemetry import logs
+from streaming.counters import FetchCounters
 from streaming.describe import Description, describe
 from streaming.errors import CheckpointError, ModelUnsupported
+from streaming.retrying import Retries, RetryingSource
 from streaming.source import open_source
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,8 @@ def _inspect(command: Command) -> int:
     """Print what a checkpoint is and whether it can be served; 0 if it can."""
     (uri,) = command.arguments
     settings = command.settings
-    found = describe(open_source(uri, settings.storage.source_options()))
+    options = settings.storage.source_options()
+    found = describe(RetryingSource(open_source(uri, options), Retries(options, FetchCounters())))
     sys.stdout.write("\n".join(_description_lines(uri, found)) + "\n")
     try:
         model = support(found.files, found.entries)

@@ -35,8 +35,10 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence
         children: Loader and engine, where the command serves.
         began_s: When the first line of ours ran (CLOCK_BOOTTIME).
     """
+    termination_log = last_words.TERMINATION_LOG
     try:
         command = parse(arguments, environ)
+        termination_log = command.settings.observability.termination_log
         if command.name == "serve":
             loader, engine = children
             return serve(command.settings, environ, loader, engine, began_s)
@@ -45,7 +47,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], children: Sequence
         return cli.run(command, environ)
     except (CommandError, StreamingError) as error:
         sys.stderr.write(f"coldstream: {error}\n")
-        last_words.leave(str(error))
+        last_words.leave(str(error), termination_log)
         return error.exit_code
 
 
@@ -77,6 +79,7 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
         source=settings.storage.source_options(),
         pipeline=settings.storage.pipeline_options(),
         destination=settings.destination_options(),
+        cache=settings.storage.cache_options(),
     )
     _tell(loader, request)
     phases = (
@@ -106,14 +109,16 @@ def listen(host: str, port: int) -> socket.socket:
     from app.errors import ServerError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named: asyncio sends small writes at once on such sockets only, and without that the first token
-    # of an answer waits 40 ms for the client to acknowledge the headers.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock = None
     try:
+        # With its protocol named: asyncio sends small writes at once on such sockets only, and without that the first
+        # token of an answer waits 40 ms for the client to acknowledge the headers.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(2048)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}: choose another --port") from error
     return sock

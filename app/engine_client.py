@@ -36,6 +36,7 @@ class EngineClient:
     def __init__(self, *, max_sequences: int):
         self._max_sequences = max_sequences
         self._routes: dict[str, tuple[Running, int]] = {}
+        self._owed: set[str] = set()  # of those, what the engine has not ended: a slow reader's stay routed for longer
         self._send: Callable[[Submit | Abort], None] | None = None
         self._ids = itertools.count()
         self._idle = asyncio.Event()
@@ -49,13 +50,14 @@ class EngineClient:
     def detach(self, failure: ServiceError) -> None:
         """The engine is gone, or not to be asked any more: every request it had ends with this error."""
         self._send = None
+        self._owed.clear()
         for running, _ in self._routes.values():
             running.fail(failure)
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody waits for tokens."""
-        return bool(self._routes)
+        """Whether the engine owes anybody tokens."""
+        return bool(self._owed)
 
     def check_room(self, sequences: int, *, param: str | None = None) -> None:
         """Whether a request of so many sequences may begin, before anything is done for it.
@@ -80,6 +82,7 @@ class EngineClient:
     def deliver(self, message: StepOutput | RequestFailed) -> None:
         """Hand the engine's message to the requests that it names; those aborted meanwhile it had not heard of."""
         if isinstance(message, RequestFailed):
+            self._owed.discard(message.request_id)
             if message.request_id in self._routes:
                 running, _ = self._routes[message.request_id]
                 self.forget(message.request_id)
@@ -87,6 +90,8 @@ class EngineClient:
             return
         self.generated_tokens += len(message.tokens)
         for token in message.tokens:
+            if token.finish_reason is not None:
+                self._owed.discard(token.request_id)
             route = self._routes.get(token.request_id)
             if route is not None:
                 running, index = route
@@ -105,6 +110,7 @@ class EngineClient:
         request_ids = [f"seq-{next(self._ids)}" for _ in sequences]
         running = Running(self, request_ids)
         self._routes |= {request_id: (running, index) for index, request_id in enumerate(request_ids)}
+        self._owed.update(request_ids)
         self._idle.clear()
         for request_id, (prompt_token_ids, sampling) in zip(request_ids, sequences, strict=True):
             self._send(Submit(request_id, prompt_token_ids, sampling))
@@ -113,6 +119,7 @@ class EngineClient:
     def forget(self, request_id: str) -> None:
         """The engine has ended this sequence, and whoever waited for it knows."""
         self._routes.pop(request_id, None)
+        self._owed.discard(request_id)
         if not self._routes:
             self._idle.set()
 

@@ -74,7 +74,7 @@ class EngineEvents(Protocol):
 class EnginePatience:
     """How long the engine may be silent, in seconds, before it is taken for hung and replaced.
 
-    With landed weights, until it is ready or says how far it is; and while it has sequences.
+    While it starts, with landed weights or a question to answer; and while it has sequences.
     """
 
     start_s: float
@@ -145,19 +145,26 @@ class EngineHost:
         """Submit or abort a sequence."""
         self._engine.send(message)
 
-    def close(self) -> None:
-        """End the engine."""
+    def end(self) -> None:
+        """End the engine; it may still be going when this returns."""
         self._watchdog.close()
+        self._engine.end()
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        self.end()
         self._engine.close()
 
     def _patience_s(self) -> float | None:
         if self._is_ready:
             return self._patience.step_s if self._has_work() else None
-        # Before that it may have to wait for weights, and for a torch on a slow disk.
-        return self._patience.start_s if self._landed is not None else None
+        # Before that it may have to wait for weights; what it was asked, or was given, it owes an answer to.
+        owes = (self._landed, self._convert, self._describe) != (None, None, None)
+        return self._patience.start_s if owes else None
 
     def _silent(self, silence_s: float) -> None:
-        self._engine.kill(f"hung: no step ended for {silence_s:g} s")
+        what = "no step ended" if self._is_ready else "it said nothing"
+        self._engine.kill(f"hung: {what} for {silence_s:g} s")
 
     def _died(self, what: str) -> None:
         self._is_ready = False

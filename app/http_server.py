@@ -59,9 +59,14 @@ class HttpServer:
         """Serve until `stop`, and until what is being answered then is written, for 2 s at most."""
         server = self._server = await asyncio.to_thread(_build_http_server, self.front)
         server.should_exit = self._stopping
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve(sockets=[self._sock]))
+        serving = asyncio.create_task(server.serve(sockets=[self._sock]))
+        try:
             await self._open()
+        except BaseException:
+            server.should_exit = True
+            raise
+        finally:
+            await serving
 
     def stop(self) -> None:
         """Listen no more."""
@@ -74,7 +79,9 @@ class HttpServer:
         service, settings = self._service, self._settings
         self.front.measure_with(await asyncio.to_thread(_build_metrics, service))
         self.tracing.set_result(await asyncio.to_thread(_build_tracing, service, settings, self._environ))
-        if not self._stopping:
+        if self._stopping:
+            self.front.serve_with(self.front.refuse)
+        else:
             self.front.serve_with(await asyncio.to_thread(_build_api, service, settings))
 
 

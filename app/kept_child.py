@@ -77,26 +77,39 @@ class KeptChild:
         self._retired = True
 
     def kill(self, reason: str) -> None:
-        """End one that hangs, so that another takes its place; `reason` says what it did."""
-        self._reason = reason
-        self._child.end()
+        """End one that hangs, so that another takes its place; `reason` says what it did.
 
-    def close(self) -> None:
-        """End it now."""
+        Its socket's end is not waited for: one that is stuck in the kernel keeps that open.
+        """
+        if self._is_ending:
+            return
+        self._reason = reason
+        self._channel.close()
+        self._ended()
+
+    def end(self) -> None:
+        """End it and replace it no more; it may still be going when this returns."""
         self.retire()
         if self._following is not None:
             self._following.cancel()
         self._channel.close()
+        self._child.end()
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        self.end()
         self._child.kill()
 
     def _watch(self, child: Child) -> None:
         self._child = child
+        self._is_ending = False
         self._reason = "died"
         self._channel = Channel(
             child, self._incoming, on_message=self._on_message, on_closed=self._ended, on_error=self._on_error
         )
 
     def _ended(self) -> None:
+        self._is_ending = True
         self._child.end()
         if not self._retired:
             self._on_died(self._reason)

@@ -13,8 +13,8 @@ TERMINATION_LOG = "/dev/termination-log"
 _MOST_BYTES = 4096
 
 
-def leave(reason: str, path: str = TERMINATION_LOG) -> None:
-    """Write `reason` to the file that a kubelet has put there; where there is none, there is no kubelet."""
+def leave(reason: str, path: str) -> None:
+    """Write `reason` to the file that a kubelet has put at `path`; where there is none, there is no kubelet."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_WRONLY | os.O_TRUNC)
         try:

@@ -92,7 +92,9 @@ class Lifecycle:
             state=self.state,
             bytes_landed=progress.landed_bytes if progress else 0,
             bytes_total=progress.total_bytes if progress else 0,
-            throughput_bytes_per_s=round(progress.throughput_bytes_per_s(now_s)) if progress else 0,
+            throughput_bytes_per_s=round(progress.throughput_bytes_per_s(now_s))
+            if progress and self.state is State.LOADING
+            else 0,
             eta_s=self._eta_s(now_s),
             detail=self.detail,
         )

@@ -16,9 +16,11 @@ from app.child import Child
 from app.kept_child import KeptChild
 from app.messages import StagedShard
 from app.watchdog import Watchdog
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
+    Counted,
     Described,
     FellBack,
     FromLoader,
@@ -34,7 +36,6 @@ from streaming.messages import (
     Resume,
     Staged,
 )
-from streaming.options import HOST_STAGING
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class LoadEvents(Protocol):
 
     def fell_back(self, fallback: FellBack) -> None:
         """Something was not to be had, and replaced."""
+
+    def counted(self, counters: FetchCounters) -> None:
+        """This is what the load has met until now, whichever loader did."""
 
     def progressed(self, nbytes: int) -> None:
         """So many more bytes are at their addresses."""
@@ -102,6 +106,8 @@ class Loading:
         self._shard_of: dict[str, str] = {}
         self._tensors: dict[str, dict[str, str]] = {}  # of each shard: names in it by stored names
         self._staged: dict[str, int] = {}
+        self._counters = FetchCounters()
+        self._lost_counters = FetchCounters()  # of the loaders before this one
         self._loader = KeptChild(
             child,
             FromLoader,
@@ -112,7 +118,9 @@ class Loading:
             on_lost=events.failed,
             on_error=events.broken,
         )
-        self._watchdog = Watchdog(lambda: stall_timeout_s if self._owes_bytes() else None, self._stalled)
+        self._watchdog = Watchdog(
+            lambda: None if self._awaits_layout or self._is_over else stall_timeout_s, self._stalled
+        )
 
     def lay_out(self, layout: Layout) -> None:
         """Answer `described`."""
@@ -126,18 +134,19 @@ class Loading:
         shards = tuple(StagedShard(name, self._tensors[name]) for name in self._staged)
         return shards, tuple(self._staged.values())
 
-    def close(self) -> None:
-        """End the loader, if it still runs."""
+    def end(self) -> None:
+        """End the loader, if it still runs; it may still be going when this returns."""
         self._watchdog.close()
+        self._loader.end()
+
+    def close(self) -> None:
+        """End it, and wait until it is gone."""
+        self.end()
         self._loader.close()
 
-    def _owes_bytes(self) -> bool:
-        """Whole shards are told only when they are on disk, which may take longer than any patience."""
-        tells_in_time = self._plan is None or self._request.strategy != HOST_STAGING
-        return tells_in_time and not (self._awaits_layout or self._is_over)
-
     def _hear(self, message: FromLoader, fds: list[int]) -> None:
-        self._watchdog.heard()
+        if not isinstance(message, Counted):  # to try in vain is to be silent
+            self._watchdog.heard()
         self._receive(message, fds)
 
     def _receive(self, message: FromLoader, fds: list[int]) -> None:
@@ -155,6 +164,8 @@ class Loading:
                 self._events.planned(message, fds)
             case FellBack():
                 self._events.fell_back(message)
+            case Counted(counters=counters):
+                self._count(counters)
             case LandedChunks(chunk_ids=chunk_ids):
                 self._advance(chunk_ids)
             case Staged(shard=shard):
@@ -164,10 +175,15 @@ class Loading:
             case Landed(report=report):
                 assert self._plan is not None  # it was planned before it landed
                 self._retire()
+                self._count(report.counters)
                 self._events.landed(self._plan, report)
             case LoadFailed(error=error):
                 self._retire()
                 self._events.failed(error)
+
+    def _count(self, counters: FetchCounters) -> None:
+        self._counters = self._lost_counters.plus(counters)
+        self._events.counted(self._counters)
 
     def _retire(self) -> None:
         self._is_over = True
@@ -180,15 +196,19 @@ class Loading:
             self._loader.kill(f"stalled: nothing landed for {silence_s:g} s")
             return
         self._retire()
-        left_bytes = sum(self._left.values())
-        self._events.failed(
-            ErrorReport(
-                "SourceStalled",
-                f"{self._request.uri.partition('?')[0]}: nothing landed for {silence_s:g} s, also over new connections; "
-                f"{f'{left_bytes} bytes are left' if self._plan else 'not even the headers were read'}: "
-                "check the network, or raise --stall-timeout",
-                3,
-            )
+        self._events.failed(self._stall(silence_s))
+
+    def _stall(self, silence_s: float) -> ErrorReport:
+        """Whose fault it is that two loaders in a row were silent."""
+        if self._plan is None and self._shard_of:
+            why = "the driver may be stuck, or --stall-timeout too low for its start"
+            return ErrorReport("DeviceError", f"no memory for the weights was made in {silence_s:g} s, twice: {why}", 5)
+        left = f"{sum(self._left.values())} bytes are left" if self._plan else "not even the headers were read"
+        return ErrorReport(
+            "SourceStalled",
+            f"{self._request.uri.partition('?')[0]}: nothing landed for {silence_s:g} s, also over new connections; "
+            f"{left}: check the network, or raise --stall-timeout",
+            3,
         )
 
     def _advance(self, chunk_ids: Iterable[int]) -> None:
@@ -199,6 +219,7 @@ class Loading:
         """Have a new loader fetch what the dead one had not landed, to the same place."""
         logger.warning("restarting the load for the %d chunks that have not landed", len(self._left))
         self._awaits_layout = False
+        self._lost_counters = self._counters
         request, fds = self._request, list[int]()
         if self._plan is not None and self._arena is not None:
             fds, memory = self._arena

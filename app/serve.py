@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -91,8 +92,10 @@ async def _serve(start: Start) -> int:
         if ending.drains:
             await _drain(service, http.front, settings.server.drain_timeout_s)
         http.stop()
-        await serving
-        if service.lifecycle.state is State.FAILED:
+        await asyncio.wait([serving])
+        if error := serving.exception():
+            logger.error("the HTTP server has failed: please report this", exc_info=error)
+        if service.lifecycle.state is State.FAILED and http.tracing.done():
             await reporting
         _say_goodbye(service, settings, ending)
         return ending.exit_code
@@ -151,6 +154,8 @@ def _stop_on_signals() -> asyncio.Event:
         stopped.set()
         for number in numbers:
             loop.remove_signal_handler(number)
+            # As PID 1 of a container there is no default action. The children die with us.
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
     for number in numbers:
         loop.add_signal_handler(number, stop)
@@ -183,7 +188,9 @@ async def _until_the_end(
     service.lifecycle.advance(State.DRAINING, "shutting down: requests in flight finish, new ones are refused")
     if stopped.is_set():
         return _Ending(0, "stopped by a signal", drains=True)
-    return _Ending(6, "the HTTP server has ended")
+    broken = serving.exception()
+    why = f"{type(broken).__name__}: {broken}" if broken else "nobody asked it to"
+    return _Ending(6, f"the HTTP server has ended: {why}")
 
 
 async def _drain(service: Service, front: Front, timeout_s: float) -> None:

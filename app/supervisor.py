@@ -35,6 +35,7 @@ from app.telemetry import names
 from app.text_reading import TextReading
 from app.wishes import Wishes
 from streaming.clock import boottime_s
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.options import HOST_STAGING
@@ -94,6 +95,7 @@ class Supervisor:
         self._defaults = SamplingDefaults()
         self._planned_s = 0.0
         self._weights_landed = False
+        self._warms_up = False
         self._text_reading = TextReading(
             wishes.warmup_prompt, on_read=self._text_read, on_failed=self.failed, on_error=self.broken
         )
@@ -117,9 +119,15 @@ class Supervisor:
         )
 
     def close(self) -> None:
-        """End both processes."""
+        """End both processes, and wait until they are gone."""
+        self._end()
         self._loading.close()
         self._engine.close()
+
+    def _end(self) -> None:
+        """End what runs; the event loop still has probes to answer, and clients to tell."""
+        self._loading.end()
+        self._engine.end()
         self._text_reading.close()
 
     def phase(self, phase: PhaseTimed) -> None:
@@ -168,6 +176,10 @@ class Supervisor:
         logger.warning("fell back to %s: %s", fallback.what, fallback.reason)
         self._service.ledger.fallback(fallback.what, fallback.reason)
 
+    def counted(self, counters: FetchCounters) -> None:
+        """Remember what the load has met."""
+        self._service.ledger.counters = counters
+
     def progressed(self, nbytes: int) -> None:
         """Count landed bytes."""
         assert self._service.lifecycle.progress is not None  # it was planned
@@ -197,10 +209,19 @@ class Supervisor:
             logger.info("verified with the manifest: %d bytes, %d not", found, report.counters.unverified_bytes)
         if staged:
             logger.info("unverified: host-staging compares headers and metadata only")
+        self._tell_of_cache(report.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
+
+    def _tell_of_cache(self, counters: FetchCounters) -> None:
+        if (cache := self._request.cache) is None or self._request.strategy == HOST_STAGING:
+            return
+        hit_bytes = counters.cache_hit_bytes
+        read_bytes = hit_bytes + counters.cache_miss_bytes
+        share = hit_bytes / max(read_bytes, 1)
+        logger.info("cache: %d of %d bytes (%.1f %%) came from %s", hit_bytes, read_bytes, 100 * share, cache.folder)
 
     def engine_ready(self, ready: EngineReady) -> None:
         """Open the doors."""
@@ -267,7 +288,7 @@ class Supervisor:
         logger.error("%s: %s", error.kind, error.message)
         self._service.engine.detach(EngineFailure(error.message))
         self.failure.set_result(error)
-        self.close()
+        self._end()
 
     def broken(self, error: Exception) -> None:
         """A fault of ours: say where, and end rather than stay half alive."""
@@ -311,8 +332,9 @@ class Supervisor:
         self._warm_up()
 
     def _warm_up(self) -> None:
-        """Warm up once both the weights and the warm-up prompt's tokens are there."""
-        if self._weights_landed and self._text is not None:
+        """Warm up once both the weights and the warm-up prompt's tokens are there; the text may be read twice."""
+        if self._weights_landed and self._text is not None and not self._warms_up:
+            self._warms_up = True
             shards, fds = self._loading.staged()
             self._engine.weights_landed(WeightsLanded(self._warmup_token_ids, shards), fds)
 

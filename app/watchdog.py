@@ -23,13 +23,14 @@ class Watchdog:
     def __init__(self, patience_s: Callable[[], float | None], on_silence: Callable[[float], None]):
         self._patience_s = patience_s
         self._on_silence = on_silence
+        self._silence_s = 0.0
+        self._looked_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self.heard()
         self._timer = self._loop.call_later(_PERIOD_S, self._look)
 
     def heard(self) -> None:
         """The other one has spoken; called for every message, so it costs next to nothing."""
-        self._heard_s = time.monotonic()
+        self._silence_s = 0.0
 
     def close(self) -> None:
         """Watch no more."""
@@ -37,9 +38,13 @@ class Watchdog:
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(_PERIOD_S, self._look)
+        now_s = time.monotonic()
+        # Who was frozen itself, with the whole pod perhaps, has heard nobody meanwhile.
+        self._silence_s += min(now_s - self._looked_s, 2 * _PERIOD_S)
+        self._looked_s = now_s
         patience_s = self._patience_s()
         if patience_s is None:
             self.heard()  # what is owed from now on is owed since now
-        elif time.monotonic() - self._heard_s >= patience_s:
+        elif self._silence_s >= patience_s:
             self.heard()
             self._on_silence(patience_s)

@@ -27,3 +27,16 @@ class FetchCounters(msgspec.Struct, kw_only=True):
     mismatches: int = 0
     cache_hit_bytes: int = 0
     cache_miss_bytes: int = 0
+
+    def copied(self) -> FetchCounters:
+        """As they stand now; later counting does not change it."""
+        return msgspec.structs.replace(self, retries=dict(self.retries))
+
+    def plus(self, other: FetchCounters) -> FetchCounters:
+        """What two loaders of one load have met together."""
+        mine, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        causes = mine.pop("retries") | others.pop("retries")
+        return FetchCounters(
+            retries={cause: self.retries.get(cause, 0) + other.retries.get(cause, 0) for cause in causes},
+            **{name: count + others[name] for name, count in mine.items()},
+        )

@@ -11,13 +11,18 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from streaming import checkpoint
 from streaming.blocks import BlockDigests
 from streaming.errors import BlobNotFound, CheckpointError
 from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, parse_manifest, refuse
 from streaming.messages import BlobVersion, Entry
-from streaming.source import Prefix, Source
+from streaming.source import Prefix
+from streaming.uri import Location
+
+if TYPE_CHECKING:
+    from streaming.pipeline import Bytes
 
 METADATA_NAMES = (
     "config.json",
@@ -47,6 +52,26 @@ _PARALLEL = 16
 Listing = Future[dict[str, int] | None]
 
 
+class Readable(Protocol):
+    """What describing needs of a source."""
+
+    @property
+    def location(self) -> Location:
+        """Where it is."""
+
+    def list(self) -> dict[str, int] | None:
+        """Sizes in bytes by name of what is there; None where that cannot be asked."""
+
+    def read(self, name: str) -> Bytes:
+        """A whole small blob."""
+
+    def read_prefix(self, name: str, nbytes: int) -> Prefix:
+        """The first bytes of a blob, and its version."""
+
+    async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        """Bytes `[start, end)` of this version."""
+
+
 @dataclass(frozen=True)
 class Description:
     """A checkpoint's metadata files by base name, its tensors, its shards' versions, and what its manifest says of shards.
@@ -61,7 +86,7 @@ class Description:
     has_manifest: bool = False
 
 
-def describe(source: Source, on_flaw: OnFlaw = refuse) -> Description:
+def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
     """Read and validate everything but the weights.
 
     Args:
@@ -98,7 +123,7 @@ def describe(source: Source, on_flaw: OnFlaw = refuse) -> Description:
 class _Integrity:
     """What the manifest says of the files that are read here; `digests` are of the shards whose headers agreed."""
 
-    def __init__(self, source: Source, content: bytes | None, on_flaw: OnFlaw):
+    def __init__(self, source: Readable, content: bytes | None, on_flaw: OnFlaw):
         self.digests: dict[str, BlockDigests] = {}
         self.manifest: Manifest | None = None
         self._source = source
@@ -164,7 +189,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _shard_names(
-    source: Source, weight_map: dict[str, str] | None, single: Prefix | None, listing: Listing
+    source: Readable, weight_map: dict[str, str] | None, single: Prefix | None, listing: Listing
 ) -> list[str]:
     """The index decides; without one a single file, or every safetensors file there is.
 
@@ -183,13 +208,13 @@ def _shard_names(
     )
 
 
-def _check_something_is_there(source: Source, listing: Listing) -> None:
+def _check_something_is_there(source: Readable, listing: Listing) -> None:
     if not listing.result():
         raise BlobNotFound(f"{source.location}: nothing is there: check account, container and prefix")
 
 
 def _header(
-    source: Source, shard: str, prefix: Prefix | None, integrity: _Integrity
+    source: Readable, shard: str, prefix: Prefix | None, integrity: _Integrity
 ) -> tuple[tuple[Entry, ...], BlobVersion]:
     prefix = prefix or _shard_prefix(source, shard)
     version = prefix.version
@@ -200,21 +225,21 @@ def _header(
     return checkpoint.parse_header(shard, head[checkpoint.LENGTH_BYTES : end], version.size_bytes), version
 
 
-def _shard_prefix(source: Source, shard: str) -> Prefix:
+def _shard_prefix(source: Readable, shard: str) -> Prefix:
     try:
         return source.read_prefix(shard, _SPECULATIVE_BYTES)
     except BlobNotFound as error:
         raise CheckpointError(f"{checkpoint.INDEX_NAME} names {shard}, which is not at {source.location}") from error
 
 
-def _prefix_or_none(source: Source, name: str) -> Prefix | None:
+def _prefix_or_none(source: Readable, name: str) -> Prefix | None:
     try:
         return source.read_prefix(name, _SPECULATIVE_BYTES)
     except BlobNotFound:
         return None
 
 
-def _read_or_none(source: Source, name: str) -> bytes | None:
+def _read_or_none(source: Readable, name: str) -> bytes | None:
     try:
         return bytes(source.read(name))
     except BlobNotFound:

@@ -62,7 +62,8 @@ def _left(folder: str, limit_name: str, usage_name: str, prefix: str, least: Hos
     if not limit or not usage or limit == "max" or int(limit) - int(usage) >= least.available_bytes:
         return least  # without its statistics, which cost the kernel most
     reclaimable_bytes = _sum((cgroup.read(folder, "memory.stat") or "").splitlines(), prefix)
-    return HostMemory(max(0, int(limit) - int(usage) + reclaimable_bytes), int(limit))
+    left_bytes = max(0, int(limit) - int(usage) + reclaimable_bytes)
+    return HostMemory(left_bytes, int(limit)) if left_bytes < least.available_bytes else least
 
 
 def _machine_bytes(root: str) -> int:

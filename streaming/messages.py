@@ -8,6 +8,7 @@
                                 <-  FellBack ...
                                 <-  LandedChunks ...   or Staged (+ the shard's fd) ...
                                 <-  PhaseTimed ...
+                                <-  Counted ...
                                 <-  Landed | LoadFailed
 
 Knows no socket (`streaming.wire`) and no process. Times are seconds of CLOCK_BOOTTIME, so that the
@@ -21,7 +22,7 @@ import msgspec
 from streaming.blocks import BlockDigests
 from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,8 +165,8 @@ class Resume(msgspec.Struct, frozen=True):
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message to a loader. With `resume`, the arena's fd travels with it.
 
-    `strategy` is `DIRECT_GPU` or `HOST_STAGING`. Without `refuse_mismatches` bytes whose digest differs from the
-    manifest's are told (`FellBack`) and land.
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`, which takes no `cache`. Without `refuse_mismatches` bytes whose digest
+    differs from the manifest's are told (`FellBack`) and land.
     """
 
     origin: Origin
@@ -175,6 +176,7 @@ class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
+    cache: CacheOptions | None = None
     resume: Resume | None = None
 
 
@@ -233,6 +235,12 @@ class FellBack(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     reason: str
 
 
+class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What this loader has met until now; at most every second while it changes, and once more before a failure."""
+
+    counters: FetchCounters
+
+
 class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """One phase of the startup ledger; seconds of CLOCK_BOOTTIME."""
 
@@ -279,8 +287,8 @@ class ShardTimes(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one loader did: the bytes that this process fetched, when it had them, when they had landed.
 
-    `shards` are those of which it fetched any: none where they are on a local disk already and stay there. `counters` say
-    what it met on the way.
+    `shards` are those of which it fetched any: none where they are on a local disk already and stay there. `counters` are
+    what it met on the way, its reads of metadata included.
     """
 
     fetched_bytes: int
@@ -305,4 +313,4 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 ToLoader = LoadRequest | Layout
-FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Landed | LoadFailed
+FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Counted | Landed | LoadFailed

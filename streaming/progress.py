@@ -13,7 +13,7 @@ _WINDOW_ROUNDS = 4
 
 
 class Progress:
-    """Landed bytes against a total, with a moving average over the last five seconds.
+    """Landed bytes against a total, with a moving average over the last five seconds or more.
 
     What has landed is told chunk by chunk. Rate and time left also count what is in flight: on average every lane is half
     through its chunk. Lanes tend to land in step, so the average also spans at least four chunks of every lane.

@@ -49,12 +49,27 @@ class Staging:
         self._source = source
         self._pipeline = pipeline
 
+    def check(self, shards: int) -> None:
+        """Whether so many can be staged.
+
+        Raises:
+            CheckpointError: There are more than one message can carry.
+        """
+        if shards > MAX_FDS:
+            raise CheckpointError(
+                f"{self._location}: {shards} shards: host-staging takes {MAX_FDS}: use --load-strategy direct-gpu"
+            )
+
     def stage(
-        self, versions: Iterable[BlobVersion], on_staged: Callable[[BlobVersion, int], None]
+        self,
+        versions: Iterable[BlobVersion],
+        on_staged: Callable[[BlobVersion, int], None],
+        on_bytes: Callable[[], None],
     ) -> tuple[ShardTimes, ...]:
         """Put the shards on disk one after the other, and tell of those that were downloaded.
 
-        `on_staged` gets a descriptor that is the caller's to close.
+        `on_staged` gets a descriptor that is the caller's to close; `on_bytes` is called now and then, from any thread,
+        while bytes come: a whole shard may take minutes.
 
         Raises:
             BlobChanged: A shard is not the one that was described.
@@ -63,21 +78,19 @@ class Staging:
             CheckpointError: There are more than one message can carry.
         """
         versions = tuple(versions)
-        if len(versions) > MAX_FDS:
-            raise CheckpointError(
-                f"{self._location}: {len(versions)} shards: host-staging takes {MAX_FDS}: use --load-strategy direct-gpu"
-            )
+        self.check(len(versions))
         if isinstance(self._location, FileLocation):
             for version in versions:
                 on_staged(version, _opened(self._location, version))
             return ()
-        return self._download_all(self._location, versions, on_staged)
+        return self._download_all(self._location, versions, on_staged, on_bytes)
 
     def _download_all(
         self,
         location: AzureLocation,
         versions: Iterable[BlobVersion],
         on_staged: Callable[[BlobVersion, int], None],
+        on_bytes: Callable[[], None],
     ) -> tuple[ShardTimes, ...]:
         from streaming.blob_client import blob_name, open_container, translated
 
@@ -89,7 +102,7 @@ class Staging:
                 try:
                     with tempfile.TemporaryFile(prefix="coldstream-") as file:
                         with translated(shard, _NEEDS):
-                            _download(blobs, shard, version, self._pipeline.lanes, file)
+                            _download(blobs, shard, version, self._pipeline.lanes, file, on_bytes)
                         fd = os.dup(file.fileno())
                 except OSError as error:  # the network's are translated
                     raise DeviceError(
@@ -102,14 +115,21 @@ class Staging:
         return tuple(times)
 
 
-def _download(blobs: ContainerClient, shard: AzureLocation, version: BlobVersion, lanes: int, file: IO[bytes]) -> None:
+def _download(
+    blobs: ContainerClient,
+    shard: AzureLocation,
+    version: BlobVersion,
+    lanes: int,
+    file: IO[bytes],
+    on_bytes: Callable[[], None],
+) -> None:
     """Write the whole shard to `file`, of exactly this version."""
     from azure.core import MatchConditions
 
     pin: dict[str, Any] = {}
     if version.is_pinned:
         pin = {"etag": version.etag, "match_condition": MatchConditions.IfNotModified}
-    blobs.download_blob(shard.prefix, max_concurrency=lanes, **pin).readinto(file)
+    blobs.download_blob(shard.prefix, max_concurrency=lanes, progress_hook=lambda *_: on_bytes(), **pin).readinto(file)
     file.flush()
     found_bytes = os.fstat(file.fileno()).st_size
     if found_bytes != version.size_bytes:

@@ -92,7 +92,7 @@ def parse(uri: str, azure: AzureOptions) -> Location:
         case "http" | "https" if parts.netloc and not parts.query:
             return HttpLocation(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}")
         case "http" | "https":
-            raise SourceError(f"{uri.partition('?')[0]}: a base URL has a host and no query")
+            raise SourceError(f"{uri.partition('?')[0]}: no base URL: write one with a host and without a query")
         case "file":
             return FileLocation(Path("/" + path))
         case "":
@@ -104,11 +104,17 @@ def account(azure: AzureOptions) -> tuple[str, str]:
     """The storage account's name and blob service URL, without a trailing slash.
 
     Raises:
-        SourceError: Neither a connection string nor an account name nor an endpoint is given.
+        SourceError: Neither a connection string nor an account name nor an endpoint is given, or the endpoint holds
+            a secret, which is not quoted.
     """
     string = parse_connection_string(azure.connection_string) if azure.connection_string else {}
     name = azure.account_name or string.get("AccountName")
     endpoint = azure.endpoint or string.get("BlobEndpoint")
+    if endpoint and ("?" in endpoint or "@" in endpoint):  # a pasted SAS URL, or a user: endpoints are shown
+        raise SourceError(
+            "the blob endpoint has a query or a user: end it before them, and put a SAS token into "
+            "AZURE_STORAGE_SAS_TOKEN or, in a connection string, into SharedAccessSignature"
+        )
     if endpoint and not name:
         name = _account_of_endpoint(urlsplit(endpoint))
     if not name:

@@ -18,9 +18,7 @@ from streaming.manifest import OnFlaw, refuse
 from streaming.messages import BlobVersion
 
 if TYPE_CHECKING:
-    from obstore import Bytes
-
-    from streaming.pipeline import RangeReader
+    from streaming.pipeline import Bytes, RangeReader
 
 
 class Verified:

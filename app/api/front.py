@@ -72,10 +72,14 @@ class Front:
                 return
         if not self._application.done():
             if self._early >= _MOST_EARLY:
-                await self._send_answer(_too_early(), send)
+                await self.refuse(scope, receive, send)
                 return
             await self._import_ended()
         await self._serve(self._application.result(), scope, receive, send)
+
+    async def refuse(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the client elsewhere, or back: an application for a server that will have no other any more."""
+        await self._send_answer(_not_now(), send)
 
     async def _import_ended(self) -> None:
         self._early += 1
@@ -112,7 +116,7 @@ def _metrics(render: Render, scope: Scope) -> Answer:
     return Answer(200, body, content_type=content_type.encode())
 
 
-def _too_early() -> Answer:
-    message = "the server is starting, and too many requests wait for it: try again"
+def _not_now() -> Answer:
+    message = "the server is starting, and too many requests wait for it, or it is shutting down: try again"
     error = {"message": message, "type": NotReady.type, "param": None, "code": NotReady.code}
     return Answer(NotReady.status, msgspec.json.encode({"error": error}), ((b"retry-after", b"1"),))

@@ -21,9 +21,9 @@ _CELL_WIDTH = 22
 
 
 def columns(milestones: Mapping[str, float]) -> Run:
-    """One run, column by column."""
+    """One run: its milestones, and what the table's columns are made of."""
     spans = {name: round(milestones[end] - milestones[start], 3) for name, (start, end) in SPANS.items()}
-    return {**spans, "first_answer_s": milestones[FIRST_ANSWER]}
+    return {**milestones, **spans, "first_answer_s": milestones[FIRST_ANSWER]}
 
 
 def figures(runs: Mapping[str, Sequence[Run]]) -> Figures:

@@ -62,14 +62,15 @@ def bytes_per_token(config: ModelShape, dtype: torch.dtype) -> int:
     return config.kv_elements_per_token * dtype.itemsize
 
 
-def free_for_cache_bytes(config: ModelShape, options: EngineOptions, device: torch.device, arena_bytes: int) -> int:
+def free_for_cache_bytes(config: ModelShape, options: EngineOptions, device: torch.device, coming_bytes: int) -> int:
     """What the cache may have at most.
 
     On a GPU, whose arena and context have their memory already: `gpu_memory_utilization` of the whole, less what
-    is taken and what a step computes with. On a CPU: what is available, less the weights that are still to come.
+    is taken and what a step computes with. On a CPU: what is available, less the `coming_bytes` of weights, looked at
+    before: what lands between the two is then counted as missing twice, never as free.
     """
     if device.type != "cuda":
-        return max(0, available_bytes() - arena_bytes)
+        return max(0, available_bytes() - coming_bytes)
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
     taken_bytes = total_bytes - free_bytes
     return max(0, int(total_bytes * options.gpu_memory_utilization) - taken_bytes - _step_bytes(config, options))

@@ -1,6 +1,6 @@
 """The engine's one loop: hear, schedule, launch, tell what the step before has drawn.
 
-Takes Submit and Abort from an inbox, sends one StepOutput per step. With lookahead a step is launched before the host
+Takes Submit and Abort from an inbox, sends one StepOutput per step, which may be empty. With lookahead a step is launched before the host
 has read the tokens of the one before it, so that the device need not wait for the host; at most one step is in flight
 then. A request that cannot be served is refused before it enters a step; a step that fails ends the sequences in it and
 nothing else. Knows neither weights nor attention.
@@ -193,7 +193,8 @@ class Loop:
         self._scheduler.publish(step.spans)
         outputs = [self._take(span.sequence, token) for span, token in zip(step.sampled, drawn, strict=True)]
         tokens = tuple(output for output in outputs if output is not None)
-        if tokens:
+        # Also where none was due: a long prompt takes many steps, and who is silent for long is taken for hung.
+        if tokens or not step.sampled:
             self._send(StepOutput(tokens))
 
     def _take(self, sequence: Sequence, drawn: Drawn | None) -> TokenOutput | None:

@@ -39,6 +39,10 @@ class StagedWeights:
         self.flat = own_memory(nbytes, device)
         self._extents = extents
 
+    def coming_bytes(self) -> int:
+        """All of them: memory is taken as it is written."""
+        return 0 if self.flat.is_cuda else self.flat.nbytes
+
     def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
         """Copy everything, shard by shard; closes `fds`.
 

@@ -76,7 +76,7 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
         model = _bound_model(request, weights.flat, torch_import)
     max_model_len_tokens = options.max_model_len_tokens or model.config.max_position_embeddings
     with _timed(connection, "engine.cache"):
-        blocks = BlockAllocator(_num_blocks(model, request, max_model_len_tokens))
+        blocks = BlockAllocator(_num_blocks(model, options, max_model_len_tokens, weights.coming_bytes()))
         cache = KVCache(model.config, model.dtype, model.device, blocks.num_blocks, options.block_size_tokens)
     # A sequence longer than the cache could never run, so the server should refuse it as too long.
     max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
@@ -214,10 +214,9 @@ def _hold_weights(request: BindArena, fds: list[int], early: EarlyStart, connect
     return from_host(fds[0], request.memory.nbytes, early.cuda, on_fallback)
 
 
-def _num_blocks(model: LanguageModel, request: BindArena, max_model_len_tokens: int) -> int:
-    options = request.options
+def _num_blocks(model: LanguageModel, options: EngineOptions, max_model_len_tokens: int, coming_bytes: int) -> int:
     token_bytes = bytes_per_token(model.config, model.dtype)
-    free_bytes = free_for_cache_bytes(model.config, options, model.device, request.memory.nbytes)
+    free_bytes = free_for_cache_bytes(model.config, options, model.device, coming_bytes)
     on_gpu = model.device.type == "cuda"
     blocks = cache_blocks(options, max_model_len_tokens, token_bytes, free_bytes, whole=on_gpu)
     capacity_tokens = blocks * options.block_size_tokens

@@ -21,6 +21,7 @@ from streaming.host_memory import available_bytes
 from streaming.messages import FellBack
 
 _PIECE_BYTES = 256 << 20
+_STAT_BLOCK_BYTES = 512  # whatever the file system's own are
 
 
 class Weights(Protocol):
@@ -28,15 +29,23 @@ class Weights(Protocol):
 
     flat: torch.Tensor
 
+    def coming_bytes(self) -> int:
+        """How much host memory they have yet to take; what has landed is missing from the machine's already."""
+
     def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
         """Every byte is in the arena, or in `shards`, open as `fds`: do what is left to do."""
 
 
 class InPlace:
-    """The arena itself."""
+    """The arena itself; `fd`, which is kept, tells how much of one in host memory has landed."""
 
-    def __init__(self, flat: torch.Tensor):
+    def __init__(self, flat: torch.Tensor, fd: int | None = None):
         self.flat = flat
+        self._fd = fd
+
+    def coming_bytes(self) -> int:
+        """The pages that nobody has written yet; none of a GPU's arena."""
+        return 0 if self._fd is None else max(0, self.flat.nbytes - os.fstat(self._fd).st_blocks * _STAT_BLOCK_BYTES)
 
     def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:
         """Nothing is left to do."""
@@ -63,6 +72,10 @@ class CopiedToGpu:
             self._pinned = False
         else:
             self._pinned = True
+
+    def coming_bytes(self) -> int:
+        """None: pages are taken as they are pinned, and a GPU's cache takes none."""
+        return 0
 
     def landed(self, shards: Sequence[StagedShard], fds: Sequence[int]) -> None:  # noqa: ARG002 - the protocol's
         """Copy everything, in pieces that need little memory of the driver's."""
@@ -99,14 +112,16 @@ def in_place_on_gpu(address: int, nbytes: int) -> InPlace:
 
 
 def from_host(fd: int, nbytes: int, cuda: Cuda | None, on_fallback: Callable[[FellBack], None]) -> Weights:
-    """A host arena, in place on a CPU and copied to the GPU if there is one; closes `fd`.
+    """A host arena, in place on a CPU and copied to the GPU if there is one; takes `fd`.
 
     Raises:
         DeviceError: It cannot be mapped, or what `on_fallback` makes of it.
     """
     if cuda is None:
-        return InPlace(_map_host(fd, nbytes, writable=False))
-    return CopiedToGpu(_map_host(fd, nbytes, writable=True), cuda, on_fallback)  # only what is writable can be pinned
+        return InPlace(_map_host(fd, nbytes, writable=False), fd)
+    flat = _map_host(fd, nbytes, writable=True)  # only what is writable can be pinned
+    os.close(fd)
+    return CopiedToGpu(flat, cuda, on_fallback)
 
 
 class _DeviceBytes:
@@ -128,8 +143,6 @@ def _map_host(fd: int, nbytes: int, *, writable: bool) -> torch.Tensor:
         mapping = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED, prot=protection)
     except (OSError, ValueError) as error:
         raise DeviceError(f"cannot map the arena of {nbytes} bytes: {error}") from error
-    finally:
-        os.close(fd)
     with warnings.catch_warnings():
         # Nothing writes to a parameter; torch cannot know that and warns of any read-only buffer.
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)

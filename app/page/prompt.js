@@ -48,10 +48,10 @@ export class PromptBox {
   }
 
   // A model with a chat template is asked by chat: the server shows the template with the tokenizer.
-  async findModel() {
+  async findModel(signal) {
     const headers = authorization(byId("key").value);
-    const models = await readJson("v1/models", headers);
-    const tokenizer = await readJson("tokenizer_info", headers);
+    const models = await readJson("v1/models", headers, signal);
+    const tokenizer = await readJson("tokenizer_info", headers, signal);
     this.model = { name: models.data[0].id, way: tokenizer.chat_template ? WAYS.chat : WAYS.completion };
     say(byId("model"), this.model.name);
     say(byId("endpoint"), `POST /${this.model.way.path}`);
@@ -66,7 +66,7 @@ export class PromptBox {
     this.begin();
     try {
       if (this.model === null) {
-        await this.findModel();
+        await this.findModel(this.asking.signal);
       }
       await this.receive();
     } catch (error) {
@@ -135,8 +135,8 @@ export class PromptBox {
   }
 }
 
-async function readJson(path, headers) {
-  const response = await fetch(path, { headers });
+async function readJson(path, headers, signal) {
+  const response = await fetch(path, { headers, signal });
   const body = await response.json();
   if (!response.ok) {
     throw new AnswerError(`${response.status}: ${body.error.message}.`, response.status);
@@ -165,7 +165,7 @@ class Speed {
     }
     const { nowMs, tokens } = this.last;
     const parts = [`first token after ${seconds((this.first.nowMs - this.startMs) / 1000)}`];
-    if (tokens > this.first.tokens) {
+    if (tokens > this.first.tokens && nowMs > this.first.nowMs) { // events of one piece come at one time
       const perSecond = ((tokens - this.first.tokens) / (nowMs - this.first.nowMs)) * 1000;
       parts.push(`${perSecond.toFixed(perSecond < 100 ? 1 : 0)} tokens/s`);
     }

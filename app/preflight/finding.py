@@ -12,7 +12,7 @@ import msgspec
 from streaming.errors import StreamingError
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
-SOURCE, MODEL, DEVICE = 3, 4, 5
+SOURCE, MODEL, DEVICE, SERVER = 3, 4, 5, 6
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ def skipped(name: str, reason: str) -> Finding:
 
 
 def refused(name: str, error: StreamingError, /, **figures: Any) -> Finding:
-    """What `serve` would end with; our errors say what to do behind their last colon."""
+    """What `serve` would end with, for an error that says what to do behind its last colon."""
     found, colon, remedy = str(error).rpartition(": ")
     if not colon:
         found, remedy = remedy, "correct what is named"

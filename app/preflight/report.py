@@ -14,7 +14,7 @@ _PLAIN = "\x1b[0m"
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """That of the most basic failure, which is the one that `serve` would end with: source, model, device."""
+    """That of the most basic failure, which is the one that `serve` would end with: source, model, device, server."""
     return min((finding.exit_code for finding in findings if finding.status == FAILED), default=0)
 
 

@@ -85,7 +85,8 @@ def _gpu(at_work: Pending[Gpu] | None, settings: Settings) -> tuple[Gpu | None, 
         return None, [failed("gpu", DEVICE, str(late), remedy), skipped("gpu-sharing", "gpu failed")]
     except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
         return None, [unexpected("gpu", DEVICE, error), skipped("gpu-sharing", "gpu failed")]
-    return gpu, judge_gpu(gpu, host_fallback=settings.model.pinned_host_fallback)
+    is_shared = settings.model.load_strategy != HOST_STAGING
+    return gpu, judge_gpu(gpu, host_fallback=settings.model.pinned_host_fallback, is_shared=is_shared)
 
 
 def _model(found: Description | None, settings: Settings, deadline: Deadline) -> tuple[list[Finding], Need | None]:
@@ -115,6 +116,8 @@ def _host(at_work: Pending[Host], demand: Demand, need: Need | None, gpu: Gpu | 
         host = at_work.result()
     except (Late, OSError, ValueError) as error:
         return [skipped(name, f"the machine cannot be looked at: {error}") for name in _HOST_CHECKS]
+    except Exception as error:  # noqa: BLE001 - a check that breaks is a finding, too
+        return [skipped(name, f"unexpected: {type(error).__name__}") for name in _HOST_CHECKS]
     # With host-staging the engine copies from the disk; only a CPU's own memory holds the weights then.
     in_host = not demand.on_gpu or bool(demand.slots_bytes and gpu and gpu.obstacle)
     return [judge_memory(host.memory, demand, need, weights_in_host=in_host), *judge_host(host, demand)]
@@ -132,4 +135,5 @@ def _demand(settings: Settings, found: Description | None, *, is_folder: bool) -
         chunks_bytes=pipeline.chunks_held * pipeline.chunk_bytes,
         slots_bytes=0 if staged else 2 * pipeline.writers * pipeline.chunk_bytes,
         connections=settings.server.max_waiting_requests + pipeline.lanes,
+        cache_dir=cache.folder if (cache := settings.storage.cache_options()) and not staged else None,
     )

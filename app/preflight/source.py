@@ -24,11 +24,13 @@ from app.preflight.finding import FAILED, SOURCE, Finding, failed, ok, refused, 
 from app.preflight.judgement import source as judgement
 from app.preflight.judgement.source import Answer
 from app.settings import Settings
+from streaming.counters import FetchCounters
 from streaming.credentials import choose, unreadable_token
 from streaming.describe import Description, describe
 from streaming.errors import CheckpointError, SourceError, StreamingError
 from streaming.options import HOST_STAGING, SourceOptions
-from streaming.source import Source, open_source
+from streaming.retrying import Retries, RetryingSource
+from streaming.source import open_source
 from streaming.staging import Staging
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
 
@@ -45,7 +47,8 @@ class SourceChecks:
         self._settings = settings
         self._deadline = deadline
         self._location: Location | None = None
-        self._source: Source | None = None
+        self._source: RetryingSource | None = None
+        self._staging: Staging | None = None
         self._credential = ""
         self._answer: Answer | None = None
         self.description: Description | None = None
@@ -74,7 +77,7 @@ class SourceChecks:
             try:
                 found.append(stage())
             except Late as late:
-                remedy = "check the network between, or allow more with --timeout"
+                remedy = "check the network or the mount between, or allow more with --timeout"
                 found.append(failed(name, SOURCE, str(late), remedy))
             except StreamingError as error:
                 found.append(refused(name, error))
@@ -85,11 +88,12 @@ class SourceChecks:
     def _parse(self) -> Finding:
         uri, storage = self._settings.model.uri, self._settings.storage
         try:
-            self._location = parse(uri, storage.source_options().azure)
+            azure = storage.source_options().azure
+            self._location = self._deadline.run(lambda: parse(uri, azure))  # a path is resolved, on a mount perhaps
         except ValueError as error:
             return failed("source", SOURCE, f"the URI cannot be read: {error}", "write az://CONTAINER/PREFIX")
         if self._settings.model.load_strategy == HOST_STAGING:  # which refuses what it cannot read from
-            Staging(self._location, storage.source_options(), storage.pipeline_options())
+            self._staging = Staging(self._location, storage.source_options(), storage.pipeline_options())
         where = f" at {self._location.account_url}" if isinstance(self._location, AzureLocation) else ""
         return ok("source", f"{self._location}{where}", uri=uri)
 
@@ -112,7 +116,7 @@ class SourceChecks:
         if reason := self._not_direct(endpoint):
             return skipped("connection", reason)
         address = f"{endpoint.hostname}:{_port(endpoint)}"
-        timeout_s = min(self._settings.storage.connect_timeout_s, self._deadline.left_s)
+        timeout_s = min(self._settings.storage.connect_timeout_s, self._deadline.left_s * _SHARE)
         try:
             self._answer = self._deadline.run(lambda: _ask(endpoint, timeout_s))
         except ssl.SSLError as error:
@@ -144,11 +148,13 @@ class SourceChecks:
         start_s = time.monotonic()
         options = self._hurried()
         try:
-            self._source = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
-            source = self._source
+            opened = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
+            source = self._source = RetryingSource(opened, Retries(options, FetchCounters()))
             found = self._deadline.run(lambda: describe(source, self._on_flaw))
         except StreamingError as error:
             return judgement.unread("metadata", error, self._credential)
+        if self._staging is not None:
+            self._staging.check(len(found.versions))
         self.description = found
         shards_bytes = sum(version.size_bytes for version in found.versions)
         elapsed_s = time.monotonic() - start_s
@@ -194,6 +200,7 @@ class SourceChecks:
         return msgspec.structs.replace(
             options,
             connect_timeout_s=min(options.connect_timeout_s, share_s),
+            read_timeout_s=min(options.read_timeout_s, share_s),
             request_timeout_s=min(options.request_timeout_s, share_s),
             retry_timeout_s=min(options.retry_timeout_s, share_s),
             max_retries=min(options.max_retries, _MOST_RETRIES),
@@ -204,12 +211,12 @@ def _port(endpoint: SplitResult) -> int:
     try:
         given = endpoint.port
     except ValueError as error:
-        raise SourceError(f"{endpoint.netloc}: no port: {error}") from error
+        raise SourceError(f"{endpoint.netloc}: no port ({error}): correct the endpoint") from error
     return given or (443 if endpoint.scheme == "https" else 80)
 
 
 def _ask(endpoint: SplitResult, timeout_s: float) -> Answer:
-    """Connect, and ask for nothing in particular: any answer has the server's date."""
+    """Connect, and ask for the date."""
     host, port = endpoint.hostname or "", _port(endpoint)
     if endpoint.scheme == "https":
         context = ssl.create_default_context()
@@ -224,11 +231,17 @@ def _ask(endpoint: SplitResult, timeout_s: float) -> Answer:
         connected_s = time.monotonic()
         secure = connection.sock if isinstance(connection.sock, ssl.SSLSocket) else None
         tls_version = secure.version() if secure else None
-        connection.request("HEAD", endpoint.path or "/")
-        date = connection.getresponse().getheader("Date")
-        return Answer(connected_s - start_s, tls_version, _unix_time(date), time.time())
+        return Answer(connected_s - start_s, tls_version, _date_s(connection, endpoint.path or "/"), time.time())
     finally:
         connection.close()
+
+
+def _date_s(connection: http.client.HTTPConnection, path: str) -> float | None:
+    """Any answer has the server's; one who does not know HEAD, or this path, may say nothing, and serve all the rest."""
+    with suppress(TimeoutError, ConnectionError, http.client.HTTPException):
+        connection.request("HEAD", path)
+        return _unix_time(connection.getresponse().getheader("Date"))
+    return None
 
 
 def _unix_time(date: str | None) -> float | None:

@@ -129,7 +129,11 @@ DEVICE_TOTAL = Metric("coldstream_gpu_memory_bytes", "gauge", "The GPU's memory;
 STATE = Metric("coldstream_state", "gauge", "1 for the server's state, 0 for the others.", ("state",))
 LOAD_BYTES = Metric("coldstream_load_bytes", "gauge", "Bytes that the load fetches in all; known once it is planned.")
 LOAD_LANDED = Metric("coldstream_load_landed_bytes", "gauge", "Bytes of them that are at their addresses.")
-LOAD_RATE = Metric("coldstream_load_throughput_bytes_per_second", "gauge", "Over the last five seconds; 0 once loaded.")
+LOAD_RATE = Metric(
+    "coldstream_load_throughput_bytes_per_second",
+    "gauge",
+    "Over the last five seconds, or four chunks of every lane where those take longer; 0 once loaded.",
+)
 LOAD_ETA = Metric(
     "coldstream_load_eta_seconds",
     "gauge",
@@ -138,8 +142,38 @@ LOAD_ETA = Metric(
 RANGE_DURATION = Metric(
     "coldstream_range_fetch_duration_seconds",
     "histogram",
-    "Single ranged reads of weights, from being asked for until their bytes were there, retries included; known once the weights have landed. Not with host-staging.",
+    "Single ranged reads of weights, from being asked for until their bytes were there, retries included; of the last loader, known once the weights have landed. Not with host-staging.",
     buckets=RANGE_BUCKETS_S,
+)
+RETRIES = Metric(
+    "coldstream_fetch_retries_total",
+    "counter",
+    "Reads of metadata and weights that were tried again, by why the attempt before had failed. Not weights with host-staging.",
+    ("cause",),
+)
+CACHE_HITS = Metric(
+    "coldstream_cache_hit_bytes_total",
+    "counter",
+    "Bytes of weights that were read from the node's disk; only with a cache.",
+)
+CACHE_MISSES = Metric(
+    "coldstream_cache_miss_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched although there is a cache.",
+)
+HEDGES = Metric(
+    "coldstream_fetch_hedges_total",
+    "counter",
+    "Ranges of weights that were read a second time, because they were slow.",
+)
+HEDGES_WON = Metric("coldstream_fetch_hedges_won_total", "counter", "Of those, ranges whose second read came first.")
+WASTED_BYTES = Metric(
+    "coldstream_fetch_wasted_bytes_total", "counter", "Bytes that were asked for twice on that account."
+)
+THROTTLES = Metric(
+    "coldstream_fetch_throttles_total",
+    "counter",
+    "Reads of weights that the source refused because it was asked for too much (503, 429).",
 )
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
@@ -197,6 +231,7 @@ UNATTRIBUTED_MS = "unattributed_ms"
 OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
 RESTARTS_ATTRIBUTE = "coldstream.restarts.{}"
+RETRIES_ATTRIBUTE = "coldstream.retries"
 DEVICE_USED_ATTRIBUTE = "coldstream.gpu_memory.{}_bytes"
 RANGE_COUNT = "coldstream.ranges"
 RANGE_EVENT = "slow_range"

@@ -9,9 +9,9 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Self
 
-from tests.coldstream import Server, serving, wait_for
+from tests.coldstream import Server, alive, serving, wait_for
 
-BODY = {"model": "m", "prompt": "Count:", "max_tokens": 30, "ignore_eos": True}
+BODY = {"model": "m", "prompt": "Count:", "max_tokens": 150, "ignore_eos": True}
 
 
 class KeptConnection:
@@ -109,3 +109,19 @@ def test_a_drain_that_takes_too_long_ends_whole_answers_too(demo_model_dir, tmp_
         check_ended(server)
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert "shutting down" in json.loads(answer.body)["error"]["message"]
+
+
+def test_a_second_signal_ends_it_at_once(demo_model_dir, tmp_path):
+    """Also as PID 1 of a container, whose signals have no default action: it is not the default that ends it."""
+    with serving(str(demo_model_dir), "--drain-timeout", "60", log_path=tmp_path / "log") as server:
+        server.wait_ready()
+        body = {"model": "m", "prompt": "Count:", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            next(stream.iter_lines())
+            family = server.family()
+            os.kill(server.pid, signal.SIGTERM)
+            wait_for(lambda: server.state() == "draining")
+            os.kill(server.pid, signal.SIGTERM)
+            _, status = os.waitpid(server.pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
+        wait_for(lambda: not any(alive(child) for child in family), 2)

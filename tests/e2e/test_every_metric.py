@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +16,14 @@ import httpx
 import pytest
 
 from app.telemetry import names
+from streaming.options import CacheOptions
 from tests.coldstream import Server, serving, wait_for
 from tests.collector import sink
+from tests.loader import load
 from tests.prometheus import asked, lint, prometheus, unparsable
 from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
 from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
-from tools.blob_server import BlobServer
+from tools.blob_server import BlobRequest, BlobServer, Fault, Hook, Throttle
 from tools.random_checkpoint import write_checkpoint
 
 # 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
@@ -32,7 +36,7 @@ LONG_PROMPT = (
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
+    """Load, reads again and twice, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
@@ -48,6 +52,7 @@ def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
         needs_a_gpu = {target["expr"] for _, target in TARGETS if used(target["expr"]) <= ONLY_A_GPU_CAN}
         wait_for(lambda: _without_data(client, start_s, server) == needs_a_gpu, 20)  # a rate takes two scrapes
     assert lint(text) == ""
+    assert re.search(r"cache: \d+ of \d+ bytes \(\d+\.\d %\) came from ", (tmp_path / "log").read_text())
 
 
 @contextlib.contextmanager
@@ -55,12 +60,13 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
     """A server that loads for seconds, a Prometheus that watches it from the first one on, and when that was."""
     start_s = time.time()
     with (
-        BlobServer(folder, bytes_per_s=200e3) as source,
+        BlobServer(folder) as source,
         sink() as (_, sink_port),
         serving(
             source.url,
             *TIGHT,
             *SLOWLY,
+            *_broken_cache(source, tmp_path / "cache"),
             log_path=tmp_path / "log",
             environ={
                 "OMP_NUM_THREADS": "1",  # a busy machine has none to spare, and so small a model no work for more
@@ -71,6 +77,35 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         prometheus(server.url.removeprefix("http://"), tmp_path) as client,
     ):
         yield server, client, start_s
+
+
+def _troubles() -> Hook:
+    """The first answer of all and the first read of weights are refused, and the last shard's first read stalls."""
+    faults = {"all": Fault(status=503), "weights": Fault(status=503)}
+    stalls_s = {"/model-00004-of-00004.safetensors": 15.0}  # over four times what the others take
+
+    def hook(request: BlobRequest) -> Fault | None:
+        is_weight = request.path.endswith(".safetensors") and request.start > 0
+        if is_weight:
+            time.sleep(stalls_s.pop(request.path, 0))
+        return faults.pop("all", None) or (faults.pop("weights", None) if is_weight else None)
+
+    return hook
+
+
+def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
+    """The flags of a cache that has one shard of four and cannot be written to; the source is slow from then on."""
+    options = CacheOptions(folder=str(folder), reserve_ratio=0.0)
+    assert load(source.url, cache=options).error is None
+    lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)
+    for shard in shards:
+        if not any("model-00001-of" in file.read_text(errors="replace") for file in shard.glob("*.json")):
+            shutil.rmtree(shard)
+    lock.unlink()
+    lock.mkdir()
+    source.throttle = Throttle(200e3)
+    source.hook = _troubles()
+    return "--cache-dir", str(folder)
 
 
 def _ask_too_early(server: Server, client: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from tests.coldstream import serving, wait_for
 from tools.blob_server import BlobServer
 
 PHONE_PX = 360
+NO_FOLDER = "no such folder: check the path and the volume's mount"
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,8 @@ def test_a_failure_is_shown_with_its_reason_and_remembered(browser, tmp_path):
         listens(server)
         browser.open(f"{server.url}/")
         wait_for(lambda: browser.text("#state") == "Failed")
-        assert browser.text("#detail") == server.health()[1]["detail"] == f"file://{missing}: no such folder"
+        assert browser.text("#detail") == server.health()[1]["detail"] == f"file://{missing}: {NO_FOLDER}"
         assert not browser.one("#try").is_displayed()
         assert browser.complaints() == []
     wait_for(lambda: browser.text("#state") == "Unreachable")
-    assert f"failed: file://{missing}: no such folder" in browser.text("#detail")
+    assert f"failed: file://{missing}: {NO_FOLDER}" in browser.text("#detail")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_the_exit_code_is_the_one_that_serve_would_have(demo_model_dir, words, c
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert serve(*words, "--device", "cpu").returncode == code
+
+
+def test_a_torch_that_cannot_be_imported_ends_both_alike(demo_model_dir, tmp_path):
+    """The engine dies of it until the server gives up, with 6; preflight says so before."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('not here')\n")
+    environ = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    words = (str(demo_model_dir), "--device", "cpu")
+    done = coldstream("preflight", *words, environ=environ)
+    assert re.search(r"^torch +failed", done.stdout, re.MULTILINE)
+    assert done.returncode == serve(*words, environ=environ).returncode == 6
 
 
 def test_the_table_is_for_people(demo_model_dir):

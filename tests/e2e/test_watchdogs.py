@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.coldstream import serving, wait_for
+from tests.coldstream import ROOT, alive, serving, wait_for
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
@@ -135,3 +135,16 @@ def test_an_engine_that_dies_again_and_again_is_given_up(demo_model_dir, tmp_pat
             wait_for(lambda n=deaths: n == 4 or server.log().count("app.engine died") == n)
         assert exit_code(server.pid) == 6
     assert "app.engine died 4 times within ten minutes" in termination_log.read_text()
+
+
+def test_a_server_that_cannot_answer_says_so(demo_model_dir, tmp_path, termination_log):
+    """Whatever cannot be imported ends it: exit 6, with the reason where every other reason is."""
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('a broken installation')")
+    flags = ("--termination-log", str(termination_log))
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with serving(str(demo_model_dir), *flags, log_path=tmp_path / "log", environ=environ) as server:
+        family = wait_for(server.family)
+        assert exit_code(server.pid) == 6
+        wait_for(lambda: not any(alive(child) for child in family), 2)
+    assert "a broken installation" in termination_log.read_text()
+    assert "exit 6: the HTTP server has ended: ImportError" in server.log().splitlines()[-1]

@@ -192,6 +192,43 @@ async def test_an_answer_that_fails_is_one_line(browser, script, line):
     await on_page(browser, serve(script), look)
 
 
+async def test_an_answer_in_one_piece_has_no_speed(browser):
+    """Tokens that come at one moment took no time: their rate is left out."""
+
+    def look():
+        browser.driver.execute_script("performance.now = () => 5")
+        ask(browser)
+        wait_for(lambda: browser.text("#answer") == "hello" and browser.one("#send").is_displayed())
+        assert browser.text("#speed") == "first token after < 1 ms · 6 tokens"
+
+    await on_page(browser, serve(), look)
+
+
+async def test_stop_ends_the_search_for_the_model_too(browser):
+    """Whoever asks a server that does not say which model it has is not held by it."""
+    served, told = serve(), asyncio.Event()
+
+    async def silent(scope, receive, send):
+        if scope["path"] == "/v1/models":
+            await told.wait()
+        await served.app(scope, receive, send)
+
+    def look():
+        wait_for(lambda: browser.one("#prompt").is_displayed())
+        browser.one("#prompt").send_keys("hi")
+        browser.one("#send").click()
+        browser.one("#stop").click()
+        wait_for(lambda: browser.text("#error") == "Stopped.")
+        assert browser.one("#send").is_enabled()
+
+    async with listening(silent) as url:
+        try:
+            await asyncio.to_thread(browser.open, f"{url}/")
+            await asyncio.to_thread(look)
+        finally:
+            told.set()
+
+
 async def test_a_full_server_says_when_to_come_back(browser):
     """A 429 is shown with its Retry-After."""
     served = serve(lambda _: [HANG], max_sequences=1)

@@ -16,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+from safetensors.torch import save_file
 
 from app.preflight.deadline import Deadline, Late
 from app.preflight.finding import FAILED, OK, SKIPPED, WARNING, Finding
@@ -29,6 +31,7 @@ from tools.nginx import nginx
 from tools.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+STAGED = ("--load-strategy", "host-staging")
 FAKE = ROOT / "tests" / "fake_driver"
 
 
@@ -212,12 +215,34 @@ def test_a_weight_that_cannot_be_read_leaves_the_model_judged(demo_model_dir):
     assert statuses(found, "metadata", "throughput", "model", "tokenizer") == (OK, FAILED, OK, OK)
 
 
+@pytest.mark.parametrize(("shards", "status"), [(253, OK), (254, FAILED)])
+def test_more_shards_than_host_staging_takes(tmp_path, shards, status):
+    """They are refused with the loader's own words, and only by it: direct-gpu takes any number."""
+    tensor = torch.zeros(1)
+    names = {f"t{n}": f"model-{n:05}.safetensors" for n in range(shards)}
+    for tensor_name, name in names.items():
+        save_file({tensor_name: tensor}, tmp_path / name)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    staged, streamed = checks(tmp_path, *STAGED)["metadata"], checks(tmp_path)["metadata"]
+    assert (staged.status, streamed.status) == (status, OK)
+    if status == FAILED:
+        assert (staged.exit_code, staged.action) == (4, "use --load-strategy direct-gpu")
+        assert "254 shards" in staged.detail
+
+
 def test_a_slow_source_is_late_and_says_so(demo_model_dir):
     """A source at a trickle ends with the deadline, as a failure of the stage that it held."""
     with BlobServer(demo_model_dir, bytes_per_s=50_000) as source:
         found = checks(source.url, timeout_s=2)
     assert statuses(found, "connection", "metadata", "throughput") == (OK, FAILED, SKIPPED)
     assert found["metadata"].action
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    """What to do is told beside what was found, not made of it."""
+    found = checks(tmp_path / "missing")["metadata"]
+    assert (found.status, found.detail) == (FAILED, f"file://{tmp_path}/missing: no such folder")
+    assert found.action == "check the path and the volume's mount"
 
 
 def test_a_closed_port_and_an_unknown_host():
@@ -231,14 +256,26 @@ def test_a_closed_port_and_an_unknown_host():
 
 
 def test_a_black_hole_ends_with_the_deadline():
-    """A server that accepts and says nothing costs the connection's share, and the process ends."""
+    """A server that accepts and says nothing has a connection and no more, and the process ends."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         code, found = process(f"http://127.0.0.1:{silent.getsockname()[1]}/model", "--timeout", "2", "--device", "cpu")
     assert code == 3
-    assert found["connection"]["status"] == FAILED
-    assert found["metadata"]["status"] == SKIPPED
+    assert [found[name]["status"] for name in ("connection", "clock", "metadata")] == [OK, SKIPPED, FAILED]
+
+
+def test_a_server_that_does_not_answer_head_is_connected_all_the_same():
+    """TCP worked, and the clock alone is not known: what is read is asked for by other means."""
+
+    def only_get(handler: BaseHTTPRequestHandler) -> None:
+        if handler.command != "HEAD":
+            handler.send_error(404)
+
+    with http_server(only_get) as url:
+        found = checks(url)
+    assert statuses(found, "connection", "clock", "metadata") == (OK, SKIPPED, FAILED)
+    assert "nothing is there" in found["metadata"].detail
 
 
 def test_a_clock_that_is_wrong_is_a_warning():
@@ -287,6 +324,8 @@ def test_a_proxy_is_told_instead_of_a_connection_that_serve_does_not_make(monkey
         ({"free_bytes": 1 << 20}, (), {"gpu": OK, "gpu-memory": FAILED}),
         ({"attributes": {"COMPUTE_MODE": 3}}, (), {"gpu": OK, "gpu-sharing": WARNING}),
         ({"attributes": {"COMPUTE_MODE": 3}}, ("--no-host-fallback",), {"gpu-sharing": FAILED}),
+        ({"attributes": {"COMPUTE_MODE": 3}}, (*STAGED, "--no-host-fallback"), {"gpu-sharing": SKIPPED}),
+        ({"free_bytes": 1 << 20}, STAGED, {"gpu": OK, "gpu-memory": WARNING}),
         ({"attributes": {"COMPUTE_MODE": 2}}, (), {"gpu": FAILED}),
         ({"fail": {"cuInit": "CUDA_ERROR_NO_DEVICE"}}, (), {"gpu": FAILED, "gpu-memory": SKIPPED}),
         ({"fail": {"cuDevicePrimaryCtxRetain": "CUDA_ERROR_ECC"}}, (), {"gpu": FAILED, "gpu-memory": SKIPPED}),
@@ -298,10 +337,34 @@ def test_a_gpu_is_seen_through_the_driver(demo_model_dir, fake, words, expected)
     environ = {"PYTHONPATH": str(FAKE), "FAKE_CUDA": json.dumps(fake)}
     code, found = process(demo_model_dir, "--device", "cuda", *words, environ=environ)
     assert {name: found[name]["status"] for name in expected} == expected
-    assert code == (5 if FAILED in {check["status"] for check in found.values()} else 0)
+    installed = found.pop("torch")  # which may be built for the CPU alone
+    well = 6 if installed["status"] == FAILED else 0
+    assert code == (5 if FAILED in {check["status"] for check in found.values()} else well)
     if found["gpu"]["status"] == OK:
         assert found["gpu"]["figures"]["compute_capability"] == "9.0"
         assert found["gpu"]["figures"]["cuda_version"] == "12.8"
+
+
+def test_a_dead_mount_ends_with_the_deadline(monkeypatch):
+    """A path that is never resolved is late, as a failure of the source, and what looks at the machine is, too."""
+    mount = threading.Event()
+    monkeypatch.setattr(Path, "resolve", lambda *_: mount.wait())
+    found = checks("dead/model", timeout_s=1)
+    mount.set()
+    assert statuses(found, "source", "metadata", "host-memory", "disk") == (FAILED, SKIPPED, SKIPPED, SKIPPED)
+    assert "mount" in found["source"].action
+
+
+def test_a_machine_that_nobody_expected_is_left_out(monkeypatch, tmp_path):
+    """Whatever breaks while it is looked at ends no preflight, and its words are not shown."""
+
+    def broken(_):
+        raise RuntimeError("s3cret")
+
+    monkeypatch.setattr("app.preflight.run.look_at_host", broken)
+    found = checks(tmp_path)
+    assert statuses(found, "host-memory", "container") == (SKIPPED, SKIPPED)
+    assert found["disk"].detail == "unexpected: RuntimeError"
 
 
 def test_work_that_never_ends_is_left_behind():

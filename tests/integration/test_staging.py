@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from app.engine.staged_weights import StagedWeights
 from app.messages import StagedShard
 from streaming.errors import CheckpointError, SourceUnavailable
-from streaming.messages import BlobVersion, Extent, Staged
+from streaming.messages import BlobVersion, Extent, LandedChunks, Staged
 from streaming.options import HOST_STAGING, PipelineOptions, SourceOptions
 from streaming.staging import Staging
 from streaming.upload import push
@@ -28,6 +28,21 @@ from tools.blob_server import BlobServer
 
 def content(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
+
+
+def test_a_download_tells_that_it_lives(folder, azurite_source):
+    """Before the first shard is on disk the loader has spoken: a watchdog must not take minutes of silence for a hang."""
+    random_shards(folder)
+    push(folder, "az://staging/alive", azurite_source, quiet=True)
+    said = []
+    load(
+        "az://staging/alive",
+        strategy=HOST_STAGING,
+        source=azurite_source,
+        pipeline=SMALL,
+        on_message=lambda _child, message: said.append(type(message)),
+    )
+    assert LandedChunks in said[: said.index(Staged)]
 
 
 def test_shards_are_staged_whole_and_unnamed(folder, tmp_path, azurite_source):
@@ -167,9 +182,9 @@ def test_more_shards_than_one_message_carries_are_refused(tmp_path):
     staging = Staging(FileLocation(tmp_path), SourceOptions(), PipelineOptions())
     versions = [BlobVersion(f"{number}.safetensors", 8, None) for number in range(MAX_FDS + 1)]
     with pytest.raises(CheckpointError, match=f"{MAX_FDS + 1} shards"):
-        staging.stage(versions, lambda _version, _fd: None)
+        staging.stage(versions, lambda _version, _fd: None, lambda: None)
     with pytest.raises(SourceUnavailable, match=r"0\.safetensors"):
-        staging.stage(versions[:1], lambda _version, _fd: None)
+        staging.stage(versions[:1], lambda _version, _fd: None, lambda: None)
 
 
 def weights(shape=(4, 6)) -> StagedWeights:

@@ -31,7 +31,7 @@ def runs(*first_answers_s):
 def test_columns_are_the_spans_between_milestones():
     """Each span starts where the one before it ended; the answer is counted from exec."""
     spans = {"fetch_s": 1.2, "stage_s": 2.6, "load_s": 4.6, "ttft_s": 0.3, "cold_start_s": 8.7}
-    assert columns(STAGED) == {**spans, "first_answer_s": 9.4}
+    assert columns(STAGED) == {**STAGED, **spans, "first_answer_s": 9.4}
 
 
 def test_figures_are_median_minimum_and_maximum():

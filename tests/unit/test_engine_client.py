@@ -129,3 +129,26 @@ async def test_room_is_free_again_once_a_sequence_was_read_to_its_end():
     async with asyncio.timeout(1):
         await attached.client.drained()
     attached.client.submit([((1,), SAMPLING)])
+
+
+async def test_an_engine_owes_nothing_for_what_its_reader_has_not_read():
+    """A client that reads slowly keeps its request, and nobody takes the engine that has ended it for hung."""
+    attached = Attached(2)
+    assert attached.client.has_work
+    attached.step((0, 1, "length"))
+    assert attached.client.has_work
+    attached.step((1, 1, "stop"))
+    assert not attached.client.has_work
+
+
+@pytest.mark.parametrize("end", ["failure", "abort", "detach"])
+async def test_an_engine_owes_nothing_for_what_has_ended_otherwise(end):
+    """A request that failed or was aborted, or an engine that is gone."""
+    attached = Attached(1)
+    if end == "failure":
+        attached.client.deliver(RequestFailed(attached.ids[0], "no"))
+    elif end == "abort":
+        attached.running.abort(0)
+    else:
+        attached.client.detach(EngineFailure("it died"))
+    assert not attached.client.has_work

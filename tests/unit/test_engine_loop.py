@@ -80,6 +80,13 @@ def test_one_message_per_step_tells_every_sequence_its_token(lookahead):
     ]
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_every_step_of_a_long_prompt_is_heard(lookahead):
+    """A step that draws no token says so: who watches the engine cannot tell patience from a hang otherwise."""
+    heard = serve(Server([submit("long", (1,) * 60, max_tokens=1)]), ones, lookahead=lookahead)
+    assert [len(message.tokens) for message in heard] == [0, 0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("bad", "complaint"),
     [

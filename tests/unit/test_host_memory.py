@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from streaming.errors import DeviceError
 from streaming.host_memory import HostMemory, check_host_room, host_memory
 
 GIB = 1 << 30
+
+
+PHYSICAL_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine(root: Path, groups: str, files: dict[str, object], *, available_bytes: int = 64 * GIB) -> str:
@@ -67,6 +71,13 @@ POD = "kubepods/pod7"
             version_2(f"{TOP}/{POD}/c", 3 * GIB, GIB) | version_2(f"{TOP}/{POD}", 16 * GIB, 15 * GIB),
             HostMemory(GIB, 16 * GIB),
         ),
+        # It may not raise what a tighter group leaves, nor count for the one and not for the other.
+        (
+            f"0::/{POD}/c\n",
+            version_2(f"{TOP}/{POD}/c", 16 * GIB, GIB)
+            | version_2(f"{TOP}/{POD}", 32 * GIB, 24 * GIB, f"inactive_file {22 * GIB}\n"),
+            HostMemory(15 * GIB, 16 * GIB),
+        ),
         ("4:memory:/\n0::/\n", version_1(V1, 8 * GIB, GIB), HostMemory(7 * GIB, 8 * GIB)),
         # Docker of version 1: the path is the node's, what is mounted is the container's own.
         ("4:cpu,memory:/docker/c\n", version_1("sys/fs/cgroup/cpu,memory", 2 * GIB, 0), HostMemory(2 * GIB, 2 * GIB)),
@@ -86,8 +97,8 @@ def test_the_least_of_machine_and_control_groups_counts(tmp_path, groups, files,
 
 
 def test_this_machine_has_memory():
-    """The real files are read; nobody can have more than the kernel has."""
-    assert 0 < host_memory().available_bytes <= HostMemory(1 << 50).available_bytes
+    """The real files are read, in bytes: not as little as a page, and no more than the kernel has."""
+    assert 1 << 20 < host_memory().available_bytes < PHYSICAL_BYTES
 
 
 def test_a_groups_own_folder_comes_first(tmp_path):
@@ -95,6 +106,12 @@ def test_a_groups_own_folder_comes_first(tmp_path):
     root = machine(tmp_path, "4:cpu,cpuacct:/a/b\n0::/x\n", {})
     assert list(folders("cpuacct", root)) == [f"{root}/sys/fs/cgroup/cpu,cpuacct{end}" for end in ("/a/b", "/a", "")]
     assert list(folders("memory", root)) == [f"{root}/sys/fs/cgroup{end}" for end in ("/x", "")]
+
+
+def test_a_groups_page_cache_is_no_more_than_the_machine_has(tmp_path):
+    """What a group could take back does not raise what the machine can give: the group does not decide then."""
+    files = version_2(TOP, 60 * GIB, 40 * GIB, f"inactive_file {35 * GIB}\n")
+    assert host_memory(machine(tmp_path, "0::/\n", files, available_bytes=35 * GIB)) == HostMemory(35 * GIB)
 
 
 @given(weights=st.integers(0, 1 << 44), reserve=st.integers(0, 1 << 44), free=st.integers(0, 1 << 44))

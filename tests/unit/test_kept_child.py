@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 
 import msgspec
 import pytest
 
 from app import kept_child
-from app.child import spawn
+from app.child import Child, spawn
 from app.kept_child import KeptChild
 
 
@@ -21,9 +23,9 @@ class Nothing(msgspec.Struct, tag=True):
 class Watched:
     """A kept sleeper and everything that was told of it."""
 
-    def __init__(self):
+    def __init__(self, first=None):
         self.died, self.lost, self.errors = [], [], []
-        self.children = [self.spawn()]
+        self.children = [first or self.spawn()]
         self.replaced = asyncio.Event()
         self.given_up = asyncio.Event()
         self.kept = KeptChild(
@@ -145,3 +147,24 @@ async def test_what_is_closed_while_it_waits_starts_nobody(watched, monkeypatch)
     watched.kept.close()
     await asyncio.sleep(0.05)
     assert len(watched.children) == 1
+
+
+async def test_one_that_hangs_is_replaced_even_if_its_socket_stays_open():
+    """A process that is stuck in the kernel closes nothing, so the end of its socket is not waited for."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stuck = Child("stuck", subprocess.Popen(["sleep", "60"]), ours)  # noqa: ASYNC220 - as `spawn` does
+        watched = Watched(stuck)
+        watched.kept.kill("hung")
+        assert watched.died == ["hung"]
+        await asyncio.wait_for(watched.replaced.wait(), 20)
+    assert watched.children[1].process.poll() is None
+    watched.kept.close()
+
+
+async def test_a_second_kill_of_the_same_process_counts_once(watched):
+    """Impatience is no second death."""
+    watched.kept.kill("hung")
+    watched.kept.kill("hung")
+    await asyncio.wait_for(watched.replaced.wait(), 20)
+    assert (watched.died, watched.kept.restarts) == (["hung"], 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 from app.engine.blocks import BlockAllocator
 from app.engine.kv_cache import DEFAULT_CACHE_BYTES, KVCache, bytes_per_token, cache_blocks
+from app.engine.staged_weights import StagedWeights
+from app.engine.weights import from_host
 from app.families.registry import decoder_config
 from app.messages import EngineOptions
+from streaming.arena import HostArena
 from streaming.errors import DeviceError
 
 CONFIG = decoder_config(
@@ -91,6 +96,21 @@ def test_a_token_costs_keys_and_values_of_every_layer():
 def test_the_cache_gets_what_it_can_use_within_its_budget(options, token_bytes, available_bytes, blocks):
     """For sequences of 100 tokens (7 blocks): every sequence, or 1 GiB, or one sequence, or what is asked."""
     assert cache_blocks(options, 100, token_bytes, available_bytes, whole=False) == blocks
+
+
+@pytest.mark.parametrize("landed_bytes", [0, MIB, 3 * MIB, 4 * MIB])
+def test_weights_that_have_landed_are_not_subtracted_from_free_memory_again(landed_bytes):
+    """Of an arena in host memory only what nobody has written is to come: the rest is missing already."""
+    arena = HostArena.create(4 * MIB)
+    weights = from_host(os.dup(arena.fd), 4 * MIB, None, pytest.fail)
+    os.pwrite(arena.fd, bytes(landed_bytes), 0)
+    os.close(arena.fd)
+    assert weights.coming_bytes() == 4 * MIB - landed_bytes
+
+
+def test_weights_from_the_disk_are_all_to_come():
+    """Memory of the engine's own is taken as it is filled."""
+    assert StagedWeights(4 * MIB, {}, "cpu").coming_bytes() == 4 * MIB
 
 
 def test_a_budget_below_one_block_is_an_error():

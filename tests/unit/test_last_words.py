@@ -31,7 +31,7 @@ def test_a_command_that_cannot_begin_leaves_its_reason_too(tmp_path, monkeypatch
     """A usage error's line on standard error is the termination message as well."""
     log = tmp_path / "termination-log"
     log.touch()
-    monkeypatch.setattr(last_words.leave, "__defaults__", (str(log),))
+    monkeypatch.setattr(last_words, "TERMINATION_LOG", str(log))
     assert command.run(["serve", "--no-such-flag"], {}, (), 0.0) == 2
     assert log.read_text() == capsys.readouterr().err.strip().removeprefix("coldstream: ")
     assert "--no-such-flag" in log.read_text()

@@ -10,8 +10,8 @@ from app.errors import UsageError
 from app.settings import load
 from app.settings.kinds import MIB
 from app.settings.memory import fit_memory
-from streaming.options import PipelineOptions
-from tests.unit.configurations import URI
+from streaming.options import CacheOptions, PipelineOptions
+from tests.unit.configurations import URI, config_file
 
 
 @given(
@@ -51,3 +51,34 @@ def test_reduction_is_noticed():
     assert settings.notices == (
         "storage.memory_limit_bytes=134217728 reduces 16 lanes with chunks of 16 MiB to 2 with 16 MiB",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--cache-dir", "/nvme"], CacheOptions(folder="/nvme")),
+        (["--cache-dir", "/nvme", "--cache-size", "8GiB"], CacheOptions(folder="/nvme", max_bytes=8 << 30)),
+        (["--cache-dir", "/nvme", "--memory-limit", "128MiB"], CacheOptions(folder="/nvme", queue_bytes=32 * MIB)),
+    ],
+)
+def test_the_cache_is_where_it_is_named(words, expected):
+    """A folder turns it on; of a memory limit, a quarter waits for the disk."""
+    assert load([URI, *words], {}).storage.cache_options() == expected
+
+
+@pytest.mark.parametrize(("enabled", "folder"), [("true", "/var/cache/coldstream"), ("false", None)])
+def test_the_cache_is_turned_on_and_off_in_the_file(tmp_path, enabled, folder):
+    """Without a folder it is in the usual one, and false is stronger than a folder."""
+    words = ["--config", config_file(tmp_path, f"storage:\n  local_nvme_cache_enabled: {enabled}\n")]
+    words += [] if folder else ["--cache-dir", "/nvme"]
+    options = load([URI, *words], {}).storage.cache_options()
+    assert (options and options.folder) == folder
+
+
+def test_what_waits_for_the_disk_counts_against_the_memory_limit():
+    """Chunks get what is left of it."""
+    settings = load([URI, "--memory-limit", "768MiB", "--cache-dir", "/nvme"], {}).storage
+    pipeline, cache = settings.pipeline_options(), settings.cache_options()
+    assert pipeline.chunks_held * pipeline.chunk_bytes + cache.queue_bytes <= 768 * MIB
+    assert pipeline.lanes < load([URI, "--memory-limit", "768MiB"], {}).storage.pipeline_options().lanes

@@ -10,6 +10,7 @@ from streaming.errors import SourceError
 from streaming.options import AzureOptions
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, S3Location, parse
 
+SAS_URL = "https://acct.blob.core.windows.net/?sv=2024-11-04&sig=secret"
 ACCOUNT = AzureOptions(account_name="acct")
 
 
@@ -75,9 +76,13 @@ def test_accounts(options, name, url):
         ("az:///p", ACCOUNT, "no container"),
         ("https://acct.blob.core.windows.net/", ACCOUNT, "no container"),
         ("https://acct.blob.core.windows.net/c?sig=secret", ACCOUNT, "AZURE_STORAGE_SAS_TOKEN"),
-        ("http://host/x?sig=secret", ACCOUNT, "no query"),
+        ("http://host/x?sig=secret", ACCOUNT, "without a query"),
         ("gs://b/p", ACCOUNT, "unknown scheme 'gs'"),
         ("az://c/p", AzureOptions(connection_string="secret"), "not of the form"),
+        ("az://c/p", AzureOptions(connection_string=f"BlobEndpoint={SAS_URL}"), "into SharedAccessSignature$"),
+        ("az://c/p", AzureOptions(account_name="acct", connection_string=f"BlobEndpoint={SAS_URL}"), "has a query"),
+        ("az://c/p", AzureOptions(endpoint=SAS_URL), "AZURE_STORAGE_SAS_TOKEN"),
+        ("az://c/p", AzureOptions(endpoint="https://me:secret@acct.blob.example"), "or a user: end it before"),
     ],
 )
 def test_refused_forms(uri, options, message):

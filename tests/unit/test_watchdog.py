@@ -50,7 +50,7 @@ async def test_the_time_begins_when_something_is_owed():
     """Silence from before, however long, does not count."""
     owes, silences = False, []
     dog = Watchdog(lambda: 60.0 if owes else None, silences.append)
-    dog._heard_s -= 1000
+    dog._silence_s += 1000
     await asyncio.sleep(0.05)
     owes = True
     await asyncio.sleep(0.05)
@@ -64,4 +64,15 @@ async def test_a_closed_one_says_nothing():
     dog = Watchdog(lambda: 0.01, silences.append)
     dog.close()
     await asyncio.sleep(0.1)
+    assert silences == []
+
+
+async def test_time_in_which_the_server_itself_was_frozen_does_not_count(monkeypatch):
+    """A pod that was stopped as a whole has two children that had no chance to speak."""
+    silences = []
+    dog = Watchdog(lambda: 60.0, silences.append)
+    real = time.monotonic
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: real() + 1000)
+    await asyncio.sleep(0.05)
+    dog.close()
     assert silences == []

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.preflight.finding import DEVICE, Finding, failed, ok, refused, shown_bytes, skipped, warning
+from app.preflight.finding import DEVICE, SERVER, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.cuda_driver import DeviceMemory
 from streaming.destination import check_room
 from streaming.errors import DeviceError
 
 _PROHIBITED = "PROHIBITED"
+_NOT_SHARED = "with host-staging the engine has its memory for itself"
 _NO_GPU = "the model runs on the CPU"
 
 
@@ -43,11 +44,15 @@ class Torch:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of the weights where they land and of the least KV cache; not `exact` where transformers' class decides."""
+    """Bytes of the weights where they land and of the least KV cache.
+
+    Not `is_guarded` where `serve` does not refuse by these figures: transformers' class has its own, and host-staging
+    has no guard.
+    """
 
     weights_bytes: int
     cache_bytes: int
-    exact: bool = True
+    is_guarded: bool = True
 
 
 def no_gpu(wish: str, torch: Torch | None) -> list[Finding]:
@@ -63,8 +68,8 @@ def no_gpu(wish: str, torch: Torch | None) -> list[Finding]:
     return [gpu, skipped("gpu-sharing", _NO_GPU)]
 
 
-def judge_gpu(gpu: Gpu, *, host_fallback: bool) -> list[Finding]:
-    """Whether it can be used, and whether its memory can be shared."""
+def judge_gpu(gpu: Gpu, *, host_fallback: bool, is_shared: bool = True) -> list[Finding]:
+    """Whether it can be used, and whether its memory can be shared, which host-staging does not ask (`is_shared`)."""
     figures = {
         "name": gpu.name,
         "compute_capability": _dotted(gpu.compute_capability),
@@ -86,7 +91,7 @@ def judge_gpu(gpu: Gpu, *, host_fallback: bool) -> list[Finding]:
         seen = failed("gpu", DEVICE, f"{detail}: {found}", remedy, **figures)
     else:
         seen = ok("gpu", detail, **figures)
-    return [seen, _sharing(gpu, host_fallback=host_fallback)]
+    return [seen, _sharing(gpu, host_fallback=host_fallback) if is_shared else skipped("gpu-sharing", _NOT_SHARED)]
 
 
 def _sharing(gpu: Gpu, *, host_fallback: bool) -> Finding:
@@ -103,10 +108,13 @@ def _sharing(gpu: Gpu, *, host_fallback: bool) -> Finding:
 
 
 def judge_torch(torch: Torch | None, gpu: Gpu | None, *, on_gpu: bool) -> Finding:
-    """Whether torch is there, and whether the driver is new enough for its CUDA: its major version decides."""
+    """Whether torch is there, and whether the driver is new enough for its CUDA: its major version decides.
+
+    A failure is the engine's: it dies of it four times, and `serve` ends as for a lost process.
+    """
     if torch is None:
         return failed(
-            "torch", DEVICE, "torch is not installed for this Python", "install coldstream with its dependencies"
+            "torch", SERVER, "torch is not installed for this Python", "install coldstream with its dependencies"
         )
     figures = {"version": torch.version, "cuda_version": torch.cuda}
     built = f"built for CUDA {torch.cuda}" if torch.cuda else "built without CUDA"
@@ -114,14 +122,14 @@ def judge_torch(torch: Torch | None, gpu: Gpu | None, *, on_gpu: bool) -> Findin
     if not on_gpu:
         return ok("torch", detail, **figures)
     if torch.cuda is None:
-        return failed("torch", DEVICE, detail, "install torch built for CUDA, or use --device cpu", **figures)
+        return failed("torch", SERVER, detail, "install torch built for CUDA, or use --device cpu", **figures)
     wanted = _version(torch.cuda)
     if gpu is None or wanted is None:
         return ok("torch", detail, **figures)
     detail += f"; the driver has {_dotted(gpu.cuda_version)}"
     if wanted[0] > gpu.cuda_version[0]:
         remedy = f"update the node's driver, or install torch built for CUDA {gpu.cuda_version[0]}"
-        return failed("torch", DEVICE, detail, remedy, **figures)
+        return failed("torch", SERVER, detail, remedy, **figures)
     if wanted > gpu.cuda_version:
         remedy = "a driver of the same major version works, but kernels may lack what a newer one has: update it"
         return warning("torch", detail, remedy, **figures)
@@ -139,14 +147,22 @@ def judge_room(memory: DeviceMemory, need: Need) -> Finding:
     try:
         check_room(need.weights_bytes, need.cache_bytes, memory)
     except DeviceError as error:
-        return refused("gpu-memory", error, **figures)
-    roughly = "" if need.exact else " (as the checkpoint stores them)"
+        return short("gpu-memory", error, need, **figures)
+    roughly = "" if need.is_guarded else "about "
     return ok(
         "gpu-memory",
         f"{shown_bytes(memory.free_bytes)} of {shown_bytes(memory.total_bytes)} are free, weights take "
-        f"{shown_bytes(need.weights_bytes)}{roughly} and the least KV cache {shown_bytes(need.cache_bytes)}",
+        f"{roughly}{shown_bytes(need.weights_bytes)} and the least KV cache {shown_bytes(need.cache_bytes)}",
         **figures,
     )
+
+
+def short(name: str, error: DeviceError, need: Need, /, **figures: int | None) -> Finding:
+    """What a guard says: a failure only where `serve` would ask the same one."""
+    finding = refused(name, error, **figures)
+    if need.is_guarded:
+        return finding
+    return warning(name, f"{finding.detail} (roughly: serve finds out as it loads)", finding.action, **figures)
 
 
 def _dotted(version: tuple[int, int]) -> str:

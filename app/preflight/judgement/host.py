@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.preflight.finding import DEVICE, Finding, failed, ok, refused, shown_bytes, skipped, warning
-from app.preflight.judgement.device import Need
+from app.preflight.finding import DEVICE, Finding, failed, ok, shown_bytes, skipped, warning
+from app.preflight.judgement.device import Need, short
 from streaming.errors import DeviceError
 from streaming.host_memory import HostMemory, check_host_room
 
 # Below it a GPU waits for the processes that feed it: server, loader and engine are busy at once while it starts.
 _FEW_CPUS = 4
+# What server, loader and engine take beside weights and cache on a CPU: mostly libraries and activations.
+_PROCESSES_BYTES = 1 << 30
 # Descriptors that each process has open besides its connections: libraries, pipes, event loops.
 _OWN_FILES = 64
 
@@ -39,7 +41,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Demand:
-    """What these settings ask of it, in bytes; `staged_bytes` is None where nothing is staged, or not known how much."""
+    """What these settings ask of it, in bytes; `staged_bytes` is None where nothing is staged, or not known how much.
+
+    `cache_dir` is the folder of the cache; None is without one.
+    """
 
     on_gpu: bool
     is_staged: bool
@@ -47,14 +52,16 @@ class Demand:
     chunks_bytes: int
     slots_bytes: int
     connections: int
+    cache_dir: str | None = None
 
 
 def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weights_in_host: bool) -> Finding:
     """Weights (where they lie in host memory) by the loader's guard, and the chunks in flight beside them."""
     if weights_in_host and need is None:
         return skipped("host-memory", "it is not known how much the weights take")
-    weights_bytes = need.weights_bytes if need and weights_in_host else 0
-    cache_bytes = need.cache_bytes if need and not demand.on_gpu else 0
+    need = need or Need(0, 0)
+    weights_bytes = need.weights_bytes if weights_in_host else 0
+    cache_bytes = 0 if demand.on_gpu else need.cache_bytes
     figures = {
         "available_bytes": memory.available_bytes,
         "limit_bytes": memory.limit_bytes,
@@ -65,13 +72,17 @@ def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weigh
     try:
         check_host_room(weights_bytes, cache_bytes, memory)
     except DeviceError as error:
-        return refused("host-memory", error, **figures)
+        return short("host-memory", error, need, **figures)
     limit = "" if memory.limit_bytes is None else f" under a limit of {shown_bytes(memory.limit_bytes)}"
     detail = (
         f"{shown_bytes(memory.available_bytes)} are available{limit}, weights and least KV cache take "
         f"{shown_bytes(weights_bytes + cache_bytes)}, chunks in flight up to {shown_bytes(demand.chunks_bytes)}"
     )
-    if weights_bytes + cache_bytes + demand.chunks_bytes > memory.available_bytes:
+    left_bytes = memory.available_bytes - weights_bytes - cache_bytes
+    if not demand.on_gpu and left_bytes < _PROCESSES_BYTES:
+        remedy = f"leave about {shown_bytes(_PROCESSES_BYTES)} beside them, for server, loader and engine themselves"
+        return warning("host-memory", detail, remedy, **figures)
+    if demand.chunks_bytes > left_bytes:
         remedy = "raise the memory limit, or bound the chunks with --memory-limit"
         return warning("host-memory", detail, remedy, **figures)
     return ok("host-memory", detail, **figures)
@@ -85,7 +96,7 @@ def judge_host(host: Host, demand: Demand) -> list[Finding]:
         _pinned_memory(host, demand),
         _open_files(host, demand),
         _cpus(host, demand),
-        ok("nvme", f"{', '.join(host.nvme) or 'none'} (not used)", devices=list(host.nvme)),
+        _nvme(host, demand),
         ok("container", host.container, runtime=host.container),
     ]
 
@@ -131,8 +142,8 @@ def _pinned_memory(host: Host, demand: Demand) -> Finding:
     limit = "unlimited" if host.memlock_bytes is None else shown_bytes(host.memlock_bytes)
     detail = f"`ulimit -l` is {limit}, {shown_bytes(demand.slots_bytes)} of staging slots are to be pinned"
     if host.memlock_bytes is not None and host.memlock_bytes < demand.slots_bytes:
-        remedy = "raise `ulimit -l` if the log says pageable-slots: most drivers pin memory without asking it"
-        return warning("pinned-memory", detail, remedy, **figures)
+        # A container's is 8 MiB as a rule, and the driver pins without asking it: no reason to look twice.
+        detail += ": drivers pin without asking it; raise it if the log says pageable-slots"
     return ok("pinned-memory", detail, **figures)
 
 
@@ -143,6 +154,11 @@ def _open_files(host: Host, demand: Demand) -> Finding:
     if host.open_files is not None and host.open_files < demand.connections + _OWN_FILES:
         return warning("open-files", detail, "raise `ulimit -n`, or lower --max-waiting-requests", **figures)
     return ok("open-files", detail, **figures)
+
+
+def _nvme(host: Host, demand: Demand) -> Finding:
+    use = "not used" if demand.cache_dir is None else f"the cache is in {demand.cache_dir}"
+    return ok("nvme", f"{', '.join(host.nvme) or 'none'} ({use})", devices=list(host.nvme), cache_dir=demand.cache_dir)
 
 
 def _cpus(host: Host, demand: Demand) -> Finding:

@@ -5,6 +5,8 @@ Takes a description and settings, gives findings and what the memory must hold. 
 
 from __future__ import annotations
 
+import math
+
 from app.described_model import description_request
 from app.model_support import NoFamily, SupportedModel, support
 from app.preflight.finding import MODEL, Finding, failed, ok, shown_bytes, skipped, warning
@@ -12,9 +14,11 @@ from app.preflight.judgement.device import Need
 from app.settings import Settings
 from app.wishes import Wishes
 from streaming.describe import TOKENIZER_SOURCE_NAMES, Description
+from streaming.dtypes import BITS
 from streaming.errors import StreamingError
-from streaming.messages import Origin
-from streaming.plan import plan_load
+from streaming.messages import Entry, Origin
+from streaming.options import HOST_STAGING
+from streaming.plan import CASTABLE, plan_load
 
 _TOKENIZER = "tokenizer.json"
 _ANOTHER = "serve another checkpoint, or correct what is named"
@@ -55,7 +59,8 @@ def _ours(
         max_model_len_tokens=model.max_model_len_tokens,
         is_ours=True,
     )
-    return [seen, _settings(found, model, wishes)], Need(plan.arena_bytes, cache_bytes)
+    is_guarded = settings.model.load_strategy != HOST_STAGING
+    return [seen, _settings(found, model, wishes)], Need(plan.arena_bytes, cache_bytes, is_guarded=is_guarded)
 
 
 def _transformers(found: Description, wishes: Wishes, reason: str) -> tuple[list[Finding], Need | None]:
@@ -64,17 +69,22 @@ def _transformers(found: Description, wishes: Wishes, reason: str) -> tuple[list
         request = description_request(found.files, found.entries, dtype=wishes.dtype)
     except StreamingError as error:
         return [failed("model", MODEL, str(error), _ANOTHER), skipped("settings", "there is no model")], None
-    weights_bytes = sum(entry.end - entry.start for entry in found.entries)
+    weights_bytes = sum(_stored_bytes(entry, request.dtype) for entry in found.entries)
     seen = warning(
         "model",
         f"not for our own decoder ({reason}): transformers' classes may compute it, in {request.dtype}",
         "nothing: the engine decides when it starts, before a weight is fetched, some seconds later than for our own",
         dtype=request.dtype,
-        stored_bytes=weights_bytes,
+        weights_bytes=weights_bytes,
         is_ours=False,
     )
-    need = Need(weights_bytes, wishes.engine.kv_cache_bytes or 0, exact=False)
+    need = Need(weights_bytes, wishes.engine.kv_cache_bytes or 0, is_guarded=False)
     return [seen, skipped("settings", "the engine knows the model first")], need
+
+
+def _stored_bytes(entry: Entry, dtype: str) -> int:
+    """What a tensor takes once it has landed: cast, where it can be."""
+    return math.prod(entry.shape) * BITS[dtype] // 8 if entry.dtype in CASTABLE else entry.end - entry.start
 
 
 def _settings(found: Description, model: SupportedModel, wishes: Wishes) -> Finding:

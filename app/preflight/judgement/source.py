@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from app.preflight.finding import SOURCE, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.credentials import half_identity
-from streaming.errors import AccessDenied, BlobNotFound, SourceError, StreamingError
+from streaming.errors import AccessDenied, BlobNotFound, CheckpointError, RangesIgnored, SourceError, StreamingError
 from streaming.options import AzureOptions
 
 _IDENTITIES = ("workload-identity", "managed-identity", "default")
@@ -46,7 +46,7 @@ _WHY = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the endpoint answered to a request without a credential; `date_s` is its clock's Unix time, if it told."""
+    """A connection to the endpoint; `date_s` is its clock's Unix time, if it answered a request without a credential."""
 
     connect_s: float
     tls_version: str | None
@@ -66,18 +66,19 @@ def unknown_host(host: str, reason: str) -> Finding:
 
 
 def judge_connection(address: str, answer: Answer) -> Finding:
-    """Somebody answers."""
+    """Somebody is there."""
+    verb = "accepts" if answer.date_s is None else "answers"
     tls = f" over {answer.tls_version}" if answer.tls_version else " without TLS"
     return ok(
         "connection",
-        f"{address} answers{tls}, connected in {answer.connect_s * 1000:.0f} ms",
+        f"{address} {verb}{tls}, connected in {answer.connect_s * 1000:.0f} ms",
         connect_s=round(answer.connect_s, 4),
         tls_version=answer.tls_version,
     )
 
 
 def not_connected(address: str, reason: str, *, is_certificate: bool) -> Finding:
-    """Nobody answers, or nobody who can be trusted."""
+    """Nobody is there, or nobody who can be trusted."""
     if is_certificate:
         remedy = "have SSL_CERT_FILE name a bundle that holds its authority (a proxy that opens TLS has its own)"
         return failed("connection", SOURCE, f"{address}: its certificate is not trusted: {reason}", remedy)
@@ -154,6 +155,8 @@ def judge_throughput(nbytes: int, elapsed_s: float, lanes: int) -> Finding:
 
 def unread(name: str, error: StreamingError, credential: str) -> Finding:
     """A read that failed, by whose fault it is; the credential is "" where the source takes none of Azure's."""
+    if isinstance(error, CheckpointError):
+        return failed(name, error.exit_code, str(error), "upload the checkpoint again, whole")
     if not isinstance(error, SourceError):
         return refused(name, error)
     if isinstance(error, AccessDenied):
@@ -161,7 +164,7 @@ def unread(name: str, error: StreamingError, credential: str) -> Finding:
         if not was_read:  # no token, or no credential at all: told already
             return refused(name, error)
         return failed(name, SOURCE, found, _denied_action(error.said, credential), said=error.said)
-    if isinstance(error, BlobNotFound):
+    if isinstance(error, BlobNotFound | RangesIgnored):
         return refused(name, error)
     remedy = "check that the service is up, and what lies between: network policy, firewall, proxy, private endpoint"
     return failed(name, SOURCE, str(error), remedy)
