@@ -93,6 +93,7 @@ class Supervisor:
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
         self._defaults = SamplingDefaults()
+        self._has_manifest = False
         self._planned_s = 0.0
         self._weights_landed = False
         self._warms_up = False
@@ -139,8 +140,7 @@ class Supervisor:
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
-        if not described.has_manifest:
-            logger.info("unverified: no manifest (`coldstream push` writes one)")
+        self._has_manifest = described.has_manifest
         self._choice.described(described)
 
     def model_described(self, answer: DescribedModel) -> None:
@@ -186,7 +186,7 @@ class Supervisor:
         self._service.lifecycle.progress.add(nbytes, boottime_s())
 
     def landed(self, plan: Plan, report: LoadReport) -> None:
-        """The bytes are there: log the line that proves the path, and warm up on them."""
+        """The bytes are there: log the line that proves the path and says what was verified, and warm up on them."""
         ledger = self._service.ledger
         ledger.fetched_bytes, ledger.shards = report.fetched_bytes, report.shards
         ledger.milestone(names.FETCH_END, report.fetched_s)
@@ -195,7 +195,7 @@ class Supervisor:
         seconds = report.landed_s - self._planned_s
         staged = self._request.strategy == HOST_STAGING
         logger.info(
-            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
+            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s); %d bytes verified, %d unverified%s",
             "staged" if staged else "streamed",
             len(self._model.tensors),
             len(plan.versions),
@@ -204,16 +204,21 @@ class Supervisor:
             "disk" if staged else self._wishes.engine.device,
             seconds,
             plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
+            ledger.counters.verified_bytes,
+            ledger.counters.unverified_bytes,
+            self._why_unverified(),
         )
-        if found := report.counters.verified_bytes:
-            logger.info("verified with the manifest: %d bytes, %d not", found, report.counters.unverified_bytes)
-        if staged:
-            logger.info("unverified: host-staging compares headers and metadata only")
-        self._tell_of_cache(report.counters)
+        self._tell_of_cache(ledger.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
+
+    def _why_unverified(self) -> str:
+        """Why nothing was; of single shards and blocks, fallbacks have said why."""
+        if not self._has_manifest:
+            return " (no manifest: `coldstream push` writes one)"
+        return " (host-staging compares headers and metadata only)" if self._request.strategy == HOST_STAGING else ""
 
     def _tell_of_cache(self, counters: FetchCounters) -> None:
         if (cache := self._request.cache) is None or self._request.strategy == HOST_STAGING:

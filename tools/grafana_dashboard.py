@@ -55,6 +55,15 @@ def _cold_start() -> list[Json]:
             "bytes",
         ),
         stats(
+            "Weights by whether their digests were compared",
+            [
+                Query(_of_start(names.VERIFIED_BYTES), "verified", instant=True),
+                Query(_of_start(names.UNVERIFIED_BYTES), "unverified", instant=True),
+            ],
+            "bytes",
+        ),
+        stats("Blocks with another digest", [Query(_of_start(names.MISMATCHES), "", instant=True)], "none"),
+        stats(
             "Restarts and fallbacks",
             [
                 Query(_of_start(names.RESTARTS), "{{process}} restarted", instant=True),

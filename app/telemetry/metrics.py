@@ -144,6 +144,9 @@ class _ServiceCollector(Collector):
         yield names.HEDGES_WON, ledger.counters.hedges_won
         yield names.WASTED_BYTES, ledger.counters.wasted_bytes
         yield names.THROTTLES, ledger.counters.throttles
+        yield names.VERIFIED_BYTES, ledger.counters.verified_bytes
+        yield names.UNVERIFIED_BYTES, ledger.counters.unverified_bytes
+        yield names.MISMATCHES, ledger.counters.mismatches
         yield from _labelled(names.STARTUP_DEVICE_USED, ledger.device_used_bytes)
         yield names.CACHE_HITS, ledger.counters.cache_hit_bytes
         yield names.CACHE_MISSES, ledger.counters.cache_miss_bytes

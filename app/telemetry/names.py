@@ -175,6 +175,21 @@ THROTTLES = Metric(
     "counter",
     "Reads of weights that the source refused because it was asked for too much (503, 429).",
 )
+VERIFIED_BYTES = Metric(
+    "coldstream_fetch_verified_bytes_total",
+    "counter",
+    "Bytes of weights whose digests were the manifest's.",
+)
+UNVERIFIED_BYTES = Metric(
+    "coldstream_fetch_unverified_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched without digests to compare them with.",
+)
+MISMATCHES = Metric(
+    "coldstream_fetch_digest_mismatches_total",
+    "counter",
+    "Blocks of weights whose digest was another one; a block that was read again and was wrong again counts twice.",
+)
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
     "gauge",
@@ -232,6 +247,7 @@ OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
 RESTARTS_ATTRIBUTE = "coldstream.restarts.{}"
 RETRIES_ATTRIBUTE = "coldstream.retries"
+VERIFIED_ATTRIBUTE, UNVERIFIED_ATTRIBUTE = "coldstream.verified_bytes", "coldstream.unverified_bytes"
 DEVICE_USED_ATTRIBUTE = "coldstream.gpu_memory.{}_bytes"
 RANGE_COUNT = "coldstream.ranges"
 RANGE_EVENT = "slow_range"

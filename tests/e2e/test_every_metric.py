@@ -13,10 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from app.telemetry import names
+from streaming.digests import summarize
+from streaming.manifest import MANIFEST_NAME, Manifest, encoded
+from streaming.messages import Plan
 from streaming.options import CacheOptions
+from streaming.upload import checkpoint_files
 from tests.coldstream import Server, serving, wait_for
 from tests.collector import sink
 from tests.loader import load
@@ -38,7 +43,7 @@ LONG_PROMPT = (
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, reads again and twice, a broken cache, queue, preemption, prefix hits, a dead exporter and engine; all is seen."""
+    """Load, reads again and twice, a broken cache, wrong digests, queue, preemption, prefix hits, dead children; all is seen."""
     write_checkpoint(tmp_path / "tiny", "tiny", shards=SHARDS)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
@@ -68,7 +73,7 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
             source.url,
             *TIGHT,
             *SLOWLY,
-            *_broken_cache(source, tmp_path / "cache"),
+            *_troubled(source, folder, tmp_path / "cache"),
             log_path=tmp_path / "log",
             environ={
                 "OMP_NUM_THREADS": "1",  # a busy machine has none to spare, and so small a model no work for more
@@ -96,18 +101,33 @@ def _troubles() -> Hook:
     return hook
 
 
-def _broken_cache(source: BlobServer, folder: Path) -> tuple[str, ...]:
-    """The flags of a cache that has one shard and cannot be written to; the source is slow from then on."""
-    options = CacheOptions(folder=str(folder), reserve_ratio=0.0)
-    assert load(source.url, cache=options).error is None
+def _troubled(source: BlobServer, folder: Path, cache: Path) -> tuple[str, ...]:
+    """The flags of a load with a broken cache and a flawed manifest; the source is slow from then on."""
+    result = load(source.url, cache=CacheOptions(folder=str(cache), reserve_ratio=0.0))
+    assert result.plan is not None
+    _break_cache(cache)
+    _write_flawed_manifest(folder, result.plan)
+    source.throttle = Throttle(200e3)
+    source.hook = _troubles()
+    return "--cache-dir", str(cache), "--fail-if-checksum-mismatch", "false"
+
+
+def _write_flawed_manifest(folder: Path, plan: Plan) -> None:
+    """Of one shard it has digests of other bytes, of another one none."""
+    differs, *_, unknown = sorted({chunk.shard for chunk in plan.chunks})
+    files = {path.name: summarize(path, 1 << 20).digests for path in checkpoint_files(folder) if path.name != unknown}
+    other = bytes(byte ^ 1 for byte in files[differs].crc64nvme)
+    files[differs] = msgspec.structs.replace(files[differs], crc64nvme=other)
+    (folder / MANIFEST_NAME).write_bytes(encoded(Manifest(block_bytes=1 << 20, files=files)))
+
+
+def _break_cache(folder: Path) -> None:
+    """It has one shard left, and cannot be written to."""
     lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)
     for shard in shards[1:]:
         shutil.rmtree(shard)
     lock.unlink()
     lock.mkdir()
-    source.throttle = Throttle(200e3)
-    source.hook = _troubles()
-    return "--cache-dir", str(folder)
 
 
 def _ask_too_early(server: Server, client: httpx.Client) -> None:

@@ -10,23 +10,67 @@ import subprocess
 import pytest
 from azure.storage.blob import ContainerClient
 
+from app.telemetry import names
 from streaming.manifest import parse_manifest
 from streaming.upload import push
-from tests.coldstream import serve_command, serving
+from tests.coldstream import Server, serve_command, serving
+from tests.unit.test_metrics import samples
 from tools.ports import free_port
 
 SHARD = "model-00001-of-00002.safetensors"
 
 
-def test_the_log_says_what_was_verified(pushed_demo, demo_model_dir, azure_environment, tmp_path):
-    """Weights with a manifest are served as verified; those of a folder without one are said not to be."""
-    with serving(pushed_demo, log_path=tmp_path / "pushed", environ=azure_environment) as server:
+VERIFIED = names.VERIFIED_BYTES.name
+UNVERIFIED = names.UNVERIFIED_BYTES.name
+
+
+@pytest.fixture(scope="module")
+def without_manifest(demo_model_dir, azurite, azurite_source) -> str:
+    """A container with the demo model as other tools upload it."""
+    push(demo_model_dir, "az://no-manifest", azurite_source, quiet=True)
+    with ContainerClient.from_connection_string(azurite.connection_string, "no-manifest") as container:
+        container.delete_blob("coldstream.json")
+    return "az://no-manifest"
+
+
+def figures(server: Server) -> dict[str, float]:
+    """What is counted as verified, and as not."""
+    found = samples(server.client.get("/metrics").text)
+    return {name: found[name][""] for name in (VERIFIED, UNVERIFIED)}
+
+
+def test_verified_weights_are_logged_and_counted_as_such(pushed_demo, azure_environment, tmp_path):
+    """The line that says that they have landed has every byte as verified, as /metrics has."""
+    with serving(pushed_demo, log_path=tmp_path / "log", environ=azure_environment) as server:
         server.wait_ready()
-        assert re.search(r"verified with the manifest: \d{9} bytes, 0 not", server.log())
+        (line,) = re.findall(r"streamed .* (\d+) bytes, .*; (\d+) bytes verified, (\d+) unverified\"", server.log())
+        assert int(line[0]) == int(line[1]) == figures(server)[VERIFIED] > 200e6
+        assert int(line[2]) == figures(server)[UNVERIFIED] == 0
         assert server.complete("Hello", max_tokens=2)["choices"]
-    with serving(str(demo_model_dir), log_path=tmp_path / "folder") as server:
+
+
+@pytest.mark.parametrize("strategy", ["direct-gpu", "host-staging"])
+def test_a_container_without_a_manifest_is_served_as_unverified(
+    without_manifest, azure_environment, tmp_path, strategy
+):
+    """One line of the log says how many bytes nobody compared, and why, whichever way they came; /metrics counts them."""
+    flags = ("--load-strategy", strategy)
+    with serving(without_manifest, *flags, log_path=tmp_path / "log", environ=azure_environment) as server:
+        server.wait_ready()
+        (line,) = [line for line in server.log().splitlines() if "verified" in line]
+        found = re.search(r"; 0 bytes verified, (\d+) unverified \(no manifest: ", line)
+        assert found is not None, line
+        assert int(found[1]) == figures(server)[UNVERIFIED] > 200e6
+        assert figures(server)[VERIFIED] == 0
+        assert server.complete("Hello", max_tokens=2)["choices"]
+
+
+def test_host_staging_verifies_no_weights(pushed_demo, azure_environment, tmp_path):
+    """Also where there is a manifest, and the log says why."""
+    flags = ("--load-strategy", "host-staging")
+    with serving(pushed_demo, *flags, log_path=tmp_path / "log", environ=azure_environment) as server:
         server.reach("warming")
-        assert "unverified: no manifest" in server.log()
+        assert re.search(r"staged .*; 0 bytes verified, \d{9} unverified \(host-staging compares ", server.log())
 
 
 @pytest.mark.parametrize("refuses", [True, False])

@@ -97,6 +97,9 @@ def busy_service():
         hedges_won=2,
         wasted_bytes=100,
         throttles=1,
+        verified_bytes=5,
+        unverified_bytes=6,
+        mismatches=1,
         cache_hit_bytes=3,
         cache_miss_bytes=4,
     )

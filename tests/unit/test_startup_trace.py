@@ -35,7 +35,7 @@ def ledger() -> Ledger:
         made.milestone(name, at_s)
     made.milestone(names.READY, 104.0)
     made.fetched_bytes = 1000
-    made.counters = FetchCounters(retries={"503": 2, "timeout": 1})
+    made.counters = FetchCounters(retries={"503": 2, "timeout": 1}, verified_bytes=900, unverified_bytes=100)
     made.shards = (ShardTimes(shard="s", nbytes=400, fetch=(101.0, 102.0), stage=(102.0, 102.5), copy=(102.5, 103.0)),)
     return made
 
@@ -62,7 +62,7 @@ def test_phases_are_children_and_shards_grandchildren():
 
 
 def test_the_root_tells_what_the_start_met():
-    """Restarts, fallbacks and the GPU's memory at two moments."""
+    """Restarts, fallbacks, what was verified and what not, and the GPU's memory at two moments."""
     made = ledger()
     made.restarts["engine"] += 1
     made.fallback("host-arena", "no permission")
@@ -72,6 +72,8 @@ def test_the_root_tells_what_the_start_met():
     assert root.attributes["coldstream.restarts.engine"] == 1
     assert root.attributes["coldstream.restarts.loader"] == 0
     assert root.attributes["coldstream.fallbacks"] == ("host-arena",)
+    assert root.attributes["coldstream.verified_bytes"] == 900
+    assert root.attributes["coldstream.unverified_bytes"] == 100
     assert root.attributes["coldstream.gpu_memory.weights_landed_bytes"] == 30
     assert root.attributes["coldstream.gpu_memory.ready_bytes"] == 40
 
