@@ -76,7 +76,7 @@ class HedgingReader:
     Args:
         reader: What ranges are asked of.
         options: What is slow, and how many bytes may be read twice.
-        lanes: How many ranges are asked for at once. Of reads there are an eighth more at most, so that memory stays bounded.
+        at_once: How many ranges are read a second time at once (`PipelineOptions.second_reads`).
         counters: `hedges`, `hedges_won` and `wasted_bytes` are counted here.
         read_again: What is asked for a range once more.
         is_held_back: Whether reads wait before they reach the source: then another one would only wait, too.
@@ -86,7 +86,7 @@ class HedgingReader:
         self,
         reader: RangeReader,
         options: HedgingOptions,
-        lanes: int,
+        at_once: int,
         counters: FetchCounters,
         *,
         read_again: ReadRange | None = None,
@@ -95,8 +95,8 @@ class HedgingReader:
         self._first = reader.read_range
         self._again = read_again or reader.read_range
         self._policy = HedgePolicy(options)
-        self._most_reads = lanes + max(1, lanes // 8)
-        self._reads = 0
+        self._at_once = at_once
+        self._second_reads = 0
         self._counters = counters
         self._is_held_back = is_held_back
 
@@ -107,25 +107,19 @@ class HedgingReader:
             SourceError: The read failed, and where there were two, both did: the first one's error.
         """
         self._policy.asked(end - start)
-        reads: list[asyncio.Task[Bytes]] = []
+        reads = [asyncio.create_task(self._timed(self._first, version, start, end))]
         try:
-            self._begin(reads, self._first, version, start, end)
             if await self._is_overtaken(reads[0], end - start):
-                self._begin(reads, self._again, version, start, end)
+                reads.append(asyncio.create_task(self._timed(self._again, version, start, end)))
+                self._second_reads += 1
                 self._counters.hedges += 1
                 self._counters.wasted_bytes += end - start  # one of the two is, whichever it will be
             winner = await _first_good(reads)
             self._counters.hedges_won += winner is not reads[0]
             return winner.result()
         finally:
-            self._reads -= len(reads)
             await _cancel(reads)
-
-    def _begin(
-        self, reads: list[asyncio.Task[Bytes]], read: ReadRange, version: BlobVersion, start: int, end: int
-    ) -> None:
-        reads.append(asyncio.create_task(self._timed(read, version, start, end)))
-        self._reads += 1
+            self._second_reads -= len(reads) - 1
 
     async def _timed(self, read: ReadRange, version: BlobVersion, start: int, end: int) -> Bytes:
         loop = asyncio.get_running_loop()
@@ -141,7 +135,7 @@ class HedgingReader:
         while not (await asyncio.wait({read}, timeout=_TICK_S))[0]:
             if (
                 self._policy.is_slow(nbytes, loop.time() - start_s)
-                and self._reads < self._most_reads
+                and self._second_reads < self._at_once
                 and not self._is_held_back()
                 and self._policy.spend(nbytes)
             ):

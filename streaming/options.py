@@ -12,6 +12,7 @@ MIB = 1 << 20
 # How weights get to the device: chunk by chunk, or in whole shards by way of the disk.
 DIRECT_GPU, HOST_STAGING = "direct-gpu", "host-staging"
 _MOST_WRITERS = 4
+_LANES_PER_SECOND_READ = 8
 _LEAST_ROUNDS = 4
 _LEAST_CHUNK_BYTES = MIB
 
@@ -103,12 +104,17 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.lanes, _MOST_WRITERS)
 
     @property
+    def second_reads(self) -> int:
+        """How many slow ranges are read a second time at once: an eighth of the lanes, so that memory stays bounded."""
+        return max(1, self.lanes // _LANES_PER_SECOND_READ) if self.hedging.budget_ratio > 0 else 0
+
+    @property
     def chunks_held(self) -> int:
         """The most chunks in host memory.
 
-        A chunk arrives in pieces and is joined, so for a moment a lane holds it twice; a GPU's writer has two slots.
+        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a GPU's writer has two slots.
         """
-        return 2 * (self.lanes + self.writers)
+        return 2 * (self.lanes + self.second_reads + self.writers)
 
 
 class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):

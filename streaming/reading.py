@@ -45,7 +45,7 @@ class Reading:
         hedged = HedgingReader(
             throttled,
             self._pipeline.hedging,
-            self._pipeline.lanes,
+            self._pipeline.second_reads,
             counters,
             read_again=throttled.read_again,
             is_held_back=throttled.is_held_back,

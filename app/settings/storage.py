@@ -61,7 +61,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         int,
         Setting(
             size(UNLIMITED, accepts="-1 (no limit), 0 (the least) or a size in bytes, such as 512MiB"),
-            "Host memory of all chunks (two per lane, eight for the writers); lanes, then chunks, are reduced to fit.",
+            "Host memory of all chunks (two per lane, and more for second reads and writers); lanes, then chunks, are reduced to fit.",
             flags=("--memory-limit",),
             variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
             loader_key="memory_limit",
@@ -265,8 +265,9 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         limit_bytes = self.memory_limit_bytes
         if limit_bytes not in (UNLIMITED, LEAST) and (cache := self.cache_options()) is not None:
             limit_bytes -= cache.queue_bytes
-        return structs.replace(
-            fit_memory(self.lanes, self.chunk_bytes, limit_bytes),
+        wish = PipelineOptions(
+            lanes=self.lanes,
+            chunk_bytes=self.chunk_bytes,
             hedging=HedgingOptions(budget_ratio=self.hedge_budget_ratio),
             throttling=ThrottlingOptions(
                 min_lanes=self.min_lanes,
@@ -274,6 +275,7 @@ class StorageSettings(Section, frozen=True, kw_only=True):
                 start_jitter_s=self.start_jitter_s,
             ),
         )
+        return fit_memory(wish, limit_bytes)
 
     def cache_options(self) -> CacheOptions | None:
         """Where ranges are kept; None where they are not. Of a memory limit, a quarter may wait for the disk."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streaming.counters import FetchCounters
 from streaming.errors import SourceUnavailable
 from streaming.hedging import HedgingReader
-from streaming.options import HedgingOptions
+from streaming.options import HedgingOptions, PipelineOptions
 from tests.simulated_time import VERSION, SlowSource, now_s, simulate
 
 BROKEN = SourceUnavailable("broken")
@@ -38,7 +38,8 @@ async def read_all(reader, sizes, lanes):
 def hedged(takes, sizes, *, lanes=16, options=OPTIONS, **arguments):
     """The source, the counters, what came and when, of a load through a hedging reader."""
     source, counters = SlowSource(takes), FetchCounters()
-    results, seconds = simulate(read_all(HedgingReader(source, options, lanes, counters, **arguments), sizes, lanes))
+    at_once = PipelineOptions(lanes=lanes, hedging=options).second_reads
+    results, seconds = simulate(read_all(HedgingReader(source, options, at_once, counters, **arguments), sizes, lanes))
     assert source.running == 0
     return source, counters, results, seconds
 
@@ -70,6 +71,37 @@ def test_every_range_is_read_once_or_twice_within_the_budget(ranges, lanes, budg
     )
     assert sum(source.attempts.values()) - len(sizes) == counters.hedges >= counters.hedges_won
     assert source.most_running <= lanes + max(1, lanes // 8)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.1, 0.1, 0.1, 20.0]), st.sampled_from([0.0, 0.5, 5.0])), max_size=60),
+    st.integers(1, 24),
+)
+def test_never_more_chunks_are_held_than_promised(ranges, lanes):
+    """Whatever stalls, and however long lanes wait for a writer: reads hold two chunks each, such lanes one."""
+    pipeline = PipelineOptions(lanes=lanes, hedging=HedgingOptions(budget_ratio=1.0))
+    todo, waiting, held = iter(range(len(ranges))), 0, [0]
+
+    def begins(start, _):
+        held.append(2 * (source.running + 1) + waiting)
+        return ranges[start][0]
+
+    source = SlowSource(begins)
+    reader = HedgingReader(source, pipeline.hedging, pipeline.second_reads, FetchCounters())
+
+    async def lane():
+        nonlocal waiting
+        for start in todo:
+            await reader.read_range(VERSION, start, start + 1)
+            waiting += 1
+            await asyncio.sleep(ranges[start][1])
+            waiting -= 1
+
+    async def load():
+        await asyncio.gather(*(lane() for _ in range(lanes)))
+
+    simulate(load())
+    assert max(held) <= pipeline.chunks_held - 2 * pipeline.writers
 
 
 def test_a_stall_of_the_last_range_costs_a_few_reads_time():
