@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
 Server = Mailbox[ToLoader]
 
+# Several within the shortest --stall-timeout.
+_SIGN_OF_LIFE_S = 0.25
+
 
 def main(arguments: list[str]) -> int:
     """Run one load; the exit code is the error's, 0 when everything has landed."""
@@ -100,7 +103,6 @@ def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
 def _stream(server: Server, request: LoadRequest, reading: Reading, destination: Destination, fds: list[int]) -> None:
     """Land every chunk at its address."""
     from streaming.pipeline import land
-    from streaming.throttling import start_wait_s
     from streaming.timings import Timings
 
     if (resume := request.resume) is None:
@@ -119,7 +121,7 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
         server.send(LandedChunks(origin=request.origin, chunk_ids=(chunk.chunk_id,)))
 
     if resume is None:
-        time.sleep(start_wait_s(request.pipeline.throttling.start_jitter_s))
+        _put_off(server, request)
     start_s = boottime_s()
     lanes, writers = request.pipeline.lanes, request.pipeline.writers
     timings, reader = Timings(), reading.ranges(plan.digests, _on_flaw(server, request))
@@ -132,6 +134,16 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
         _tell_landing(server, times, landed_s)
     _finish(server, request, reading.counters, fetched_s, landed_s, times)
     reading.finish()  # the server goes on at once, and does not wait for this process
+
+
+def _put_off(server: Server, request: LoadRequest) -> None:
+    """Wait so that a fleet does not start as one; nothing has landed meanwhile, but nothing hangs either."""
+    from streaming.throttling import start_wait_s
+
+    end_s = time.monotonic() + start_wait_s(request.pipeline.throttling.start_jitter_s)
+    while (left_s := end_s - time.monotonic()) > 0:
+        server.send(LandedChunks(origin=request.origin, chunk_ids=()))
+        time.sleep(min(left_s, _SIGN_OF_LIFE_S))
 
 
 def _tell_landing(server: Server, times: tuple[ShardTimes, ...], landed_s: float) -> None:

@@ -215,7 +215,7 @@ class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Chunks whose every byte is at its address since the last such message."""
+    """Chunks whose every byte is at its address since the last such message; none is a sign of life of who waits with reason."""
 
     origin: Origin
     chunk_ids: tuple[int, ...]
