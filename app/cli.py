@@ -43,7 +43,7 @@ def run(command: Command, environ: Mapping[str, str]) -> int:
     if command.name == "bench":
         from app.bench.rounds import bench
 
-        return bench(command)
+        return bench(command, environ)
     if command.name == "preflight":
         from app.preflight.run import preflight
 
