@@ -75,17 +75,20 @@ def open_repository(wanted: HubRevision, options: SourceOptions) -> Origin:
     patience = _Patience(f"{SCHEME}{wanted.repo_id}", options, time.sleep)
     while True:
         try:
-            with _translated(wanted.repo_id):
-                info = HfApi().model_info(
-                    wanted.repo_id,
-                    revision=wanted.revision,
-                    files_metadata=True,
-                    timeout=options.request_timeout_s,
-                )
+            info = _info(wanted, options.request_timeout_s)
         except _Broken as broken:
             patience.wait(broken)
         else:
             return _origin(_Repository(wanted.repo_id, str(info.sha), options), info)
+
+
+def _info(wanted: HubRevision, timeout_s: float) -> ModelInfo:
+    """What the hub says of a revision: its commit and its files, in one request."""
+    with _translated(wanted.repo_id):
+        try:
+            return HfApi().model_info(wanted.repo_id, revision=wanted.revision, files_metadata=True, timeout=timeout_s)
+        except (KeyError, TypeError) as error:  # JSON of somebody else
+            raise _no_hub(wanted.repo_id, error) from error
 
 
 def _origin(repository: _Repository, info: ModelInfo) -> Origin:
@@ -285,7 +288,7 @@ def _refusal(repo_id: str, error: HfHubHTTPError) -> Exception:
         return BlobNotFound(f"{what}: a file of its list is not there: push again", status=status)
     if isinstance(error, RepositoryNotFoundError):
         return BlobNotFound(
-            f"{what}: no such repository at {_HUB} and no folder here, or a private one: check the name, "
+            f"{what}: no such repository at {_HUB} (and no folder of that name here), or a private one: check the name, "
             "or set HF_TOKEN",
             status=status,
         )

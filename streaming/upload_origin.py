@@ -155,8 +155,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise CheckpointError(
             f"{folder}: no such folder (a repository of the Hugging Face hub is org/name or hf://org/name)"
         )
-    names = [f"{path.name}{'' if path.is_file() else '/'}" for path in folder.iterdir()]
-    with _named(folder / INDEX_NAME):
+    with _named(folder):
+        names = [f"{path.name}{'' if path.is_file() else '/'}" for path in folder.iterdir()]
         chosen = choose(str(folder), names, (folder / INDEX_NAME).read_bytes)
     return [folder / name for name in chosen]
 
@@ -203,4 +203,4 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
