@@ -12,11 +12,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from azure.storage.blob import ContainerClient
+from azure.storage.blob import ContainerClient, generate_container_sas
 from safetensors.numpy import save_file
 
 from streaming.manifest import Manifest, parse_manifest
@@ -26,7 +27,7 @@ from tests.checkpoints import write_index
 from tests.coldstream import wait_for
 from tests.e2e.test_refusals import check, coldstream
 from tests.hub import SIGNATURE, Hub, hub
-from tools.azurite import Azurite
+from tools.azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite
 from tools.blob_server import BlobRequest, Fault
 from tools.ports import free_port
 
@@ -221,6 +222,33 @@ def test_a_blob_that_was_changed_is_sent_again(served, commit, container, enviro
     assert served.fetched(SHARDS[1]) == 0
 
 
+def test_a_manifest_that_is_none_is_replaced(commit, container, environ, checkpoint):
+    """Nothing is known of the files then: all of them are sent."""
+    container.create_container()
+    container.upload_blob("llm/coldstream.json", b"{}")
+    container.upload_blob(f"llm/{SHARDS[0]}", (checkpoint / SHARDS[0]).read_bytes())
+    assert f"pushed {len(PUSHED)} files" in pushed(container, environ)
+    check_whole(container, checkpoint)
+
+
+def test_a_credential_that_may_not_delete_is_enough(commit, container, environ, checkpoint, azurite):
+    """The notes of a push that is whole stay there then, and a line of the log says so."""
+    container.create_container()
+    name, expiry = container.container_name, datetime.now(UTC) + timedelta(hours=1)
+    sas = generate_container_sas(ACCOUNT_NAME, name, ACCOUNT_KEY, permission="rlcw", expiry=expiry)
+    azure = {
+        "AZURE_STORAGE_CONNECTION_STRING": "",
+        "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT_NAME,
+        "AZURE_STORAGE_BLOB_ENDPOINT": azurite.endpoint,
+        "AZURE_STORAGE_SAS_TOKEN": sas,
+    }
+    done = coldstream("push", REPO, uri_of(container), environ={**environ, **azure})
+    assert done.returncode == 0, done.stderr
+    assert "coldstream.partial.json stays there" in done.stderr
+    container.delete_blob("llm/coldstream.partial.json")
+    check_whole(container, checkpoint)
+
+
 def test_of_a_newer_commit_only_what_changed_is_fetched(served, commit, container, environ, checkpoint):
     """A shard with the same SHA-256 stays; the manifest tells the new commit."""
     pushed(container, environ)
@@ -292,12 +320,14 @@ def test_a_killed_push_is_repeated_without_what_it_had_done(served, commit, cont
 
     faults.play = stall
     command = [sys.executable, "-P", "-m", "app", "push", REPO, uri_of(container), "--chunk-mib", "1"]
-    process = subprocess.Popen(command, env={**os.environ, **environ}, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     partial = container.get_blob_client("llm/coldstream.partial.json")
     half = container.get_blob_client(f"llm/{SHARDS[1]}")
-    wait_for(lambda: partial.exists() and half.get_block_list("uncommitted")[1])
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    with subprocess.Popen(command, env={**os.environ, **environ}, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: partial.exists() and half.get_block_list("uncommitted")[1])
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
     killed.set()
     found = blobs(container)
     assert found.keys() == {SHARDS[0], "coldstream.partial.json"}
@@ -335,13 +365,15 @@ def test_bytes_that_are_not_the_hubs_are_refused(served, commit, container, envi
     [
         Fault(cut_after_bytes=2 * MIB + 5),
         Fault(cut_after_bytes=2 * MIB + 5, resets=True),
+        # Nothing came for longer than a retry may wait: that time is not the retry's.
+        Fault(cut_after_bytes=2 * MIB + 5, stalls_s=2),
     ],
-    ids=["cut", "reset"],
+    ids=["cut", "reset", "stalled"],
 )
 def test_a_broken_connection_goes_on_where_it_broke(commit, container, environ, checkpoint, faults, fault):
     """The next request asks for what had not come, and no byte comes twice but what was in the socket."""
     faults.play = broken = Once(SHARDS[0], fault)
-    pushed(container, environ)
+    pushed(container, environ, "--retry-timeout", "1")
     check_whole(container, checkpoint)
     first, second = broken.starts
     assert first == 0

@@ -116,8 +116,8 @@ def test_text_knows_neither_http_nor_engine():
                 "streaming/upload_record.py",
             },
         ),
-        ("huggingface_hub", {"streaming/hub.py"}),
-        ("httpx2", {"streaming/hub.py"}),
+        ("huggingface_hub", {"streaming/hub_client.py"}),
+        ("httpx2", {"streaming/hub_client.py"}),
         ("awscrt", {"streaming/digests.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
         (
