@@ -152,9 +152,7 @@ def _translated(repo_id: str) -> Iterator[None]:
     except HFValidationError as error:
         raise SourceError(f"{repo_id}: no name of a repository: write org/name") from error
     except OfflineModeIsEnabled as error:
-        raise SourceUnavailable(
-            f"{SCHEME}{repo_id}: HFENDPOINT_OFFLINE is set: unset it to push from the hub"
-        ) from error
+        raise SourceUnavailable(f"{SCHEME}{repo_id}: HF_HUB_OFFLINE is set: unset it to push from the hub") from error
     except httpx2.TransportError as error:
         if (cause := _cause(error)) is None:
             raise _no_hub(repo_id, error) from error
