@@ -35,7 +35,7 @@ from streaming.errors import AccessDenied, BlobNotFound, SourceError, SourceUnav
 from streaming.options import SourceOptions
 from streaming.upload_origin import SCHEME, HubRevision
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Shown; a user and a password in HF_ENDPOINT are not.
 ENDPOINT = re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
@@ -97,7 +97,7 @@ def _entry(said: RepoSibling) -> HubEntry:
     return HubEntry(said.rfilename, _given(said.size), sha256, said.blob_id or "")
 
 
-def _given(value: T | None) -> T:
+def _given(value: _T | None) -> _T:
     if value is None:
         raise TypeError("a part of the answer is missing")
     return value

@@ -50,7 +50,12 @@ class Record:
         self._blobs = {blob.name: blob for blob in _list_or_create(container, location)}
         self._is_partial = self._blob(PARTIAL_NAME) is not None
         manifests = [found for name in (MANIFEST_NAME, PARTIAL_NAME) if source and (found := self._read(name))]
-        self._said = {name: (file, str(found.source)) for found in manifests for name, file in found.files.items()}
+        self._said = {
+            name: (file, "" if found.source is msgspec.UNSET else found.source)
+            for found in manifests
+            for name, file in found.files.items()
+            if self._is_of_what_is_there(name, file)
+        }
         self._done = {name: file for name, (file, from_where) in self._said.items() if from_where == source}
 
     def stored(self, name: str) -> Stored | None:
@@ -58,11 +63,8 @@ class Record:
         blob = self._blob(name)
         if blob is None:
             return None
-        md5, etag = blob.content_settings.content_md5, bare_etag(blob.etag)
-        said, source = self._said.get(name, (None, ""))
-        # Of another version of the blob it says nothing.
-        is_of_this = said is not None and etag and (said.etag, said.size_bytes) == (etag, blob.size)
-        return Stored(blob.size, bytes(md5) if md5 else None, etag, said if is_of_this else None, source)
+        md5 = blob.content_settings.content_md5
+        return Stored(blob.size, bytes(md5) if md5 else None, bare_etag(blob.etag), *self._said.get(name, (None, "")))
 
     def note(self, name: str, digests: FileDigests) -> None:
         """A file is whole now: who repeats this push, should it be cut off, need not fetch it again."""
@@ -82,6 +84,13 @@ class Record:
             self._container.delete_blob(blob_name(self._location, PARTIAL_NAME))
         except HttpResponseError as error:
             _log.info("%s stays there, and does no harm: it could not be deleted (%s)", PARTIAL_NAME, error.status_code)
+
+    def _is_of_what_is_there(self, name: str, file: FileDigests) -> bool:
+        """Whether this is about the blob that is there now: of another version of it, nothing is believed."""
+        blob = self._blob(name)
+        return (
+            blob is not None and file.etag != "" and (file.etag, file.size_bytes) == (bare_etag(blob.etag), blob.size)
+        )
 
     def _blob(self, name: str) -> BlobProperties | None:
         return self._blobs.get(blob_name(self._location, name))

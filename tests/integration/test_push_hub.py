@@ -111,8 +111,11 @@ def container(azurite: Azurite) -> Iterator[ContainerClient]:
 
 
 @pytest.fixture
-def environ(served: Hub, azurite: Azurite, tmp_path: Path) -> dict[str, str]:
+def environ(served: Hub, azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The way to both, and nothing of this machine's own."""
+    for name in os.environ:
+        if name.startswith(("HF_", "HUGGING")):
+            monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
     variables = {"HF_ENDPOINT": served.url, "HF_HOME": str(home), "TMPDIR": str(home), "HF_TOKEN": TOKEN}
@@ -444,6 +447,13 @@ REFUSALS: dict[str, tuple[list[str], Callable[[Hub], object], dict[str, str], in
     "403": ([REPO], lambda h: h.answers.update(file=(403, {})), {}, 3, ("access denied (403)", "HF_TOKEN")),
     "404": ([REPO], lambda h: h.answers.update(file=(404, {})), {}, 3, ("answered 404",)),
     "nobody": ([REPO], lambda _: None, {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, 3, ("refused", REPO)),
+    "a password": (
+        [REPO],
+        lambda _: None,
+        {"HF_ENDPOINT": f"http://user:{TOKEN}@127.0.0.1:{free_port()}"},
+        3,
+        ("refused", "http://127.0.0.1:"),
+    ),
     "no name": ([REPO], lambda _: None, {"HF_ENDPOINT": "http://hub.invalid"}, 3, ("http://hub.invalid", REPO)),
     "no URL": ([REPO], lambda _: None, {"HF_ENDPOINT": "nonsense"}, 3, ("HF_ENDPOINT",)),
     "not a hub": ([REPO], lambda h: h.answers.update(info=(200, {})), {}, 3, ("hub",)),
