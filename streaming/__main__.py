@@ -123,10 +123,18 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     if resume is None:
         _put_off(server, request)
     start_s = boottime_s()
-    lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings, reader = Timings(), reading.ranges(plan.digests, _on_flaw(server, request))
+    timings = Timings()
     fetched_s = land(
-        reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+        reading.ranges(),
+        left,
+        plan.versions,
+        arena,
+        check=reading.check(plan.digests, _on_flaw(server, request)),
+        lanes=request.pipeline.lanes,
+        landers=request.pipeline.landers,
+        writers=request.pipeline.writers,
+        on_landed=on_landed,
+        timings=timings,
     )
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def change(container: ContainerClient, name: str, edit: Callable[[bytearray], ob
 def flip(offset: int) -> Callable[[bytearray], object]:
     """One bit of the byte at `offset`."""
     return lambda content: content.__setitem__(offset, content[offset] ^ 1)
+
+
+def flip_in_place(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
 
 
 def with_manifest(folder: Path, *, block_bytes: int = 64 << 10) -> None:
@@ -187,21 +196,22 @@ def test_a_block_that_was_damaged_on_its_way_is_read_again(folder):
     expected = random_shards(folder)
     with_manifest(folder)
     shard = folder / SHARD
-    sound, times = shard.read_bytes(), (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
     reads = []
 
     def damage_first(request):
         if request.path.endswith(SHARD) and request.start > 0:
-            reads.append(request)
-            content = bytearray(sound)
-            content[request.start] ^= len(reads) == 1
-            shard.write_bytes(content)
-            os.utime(shard, ns=times)  # the ETag stays
+            reads.append((request.start, request.end))
+            if len(reads) <= 2:  # damaged before the first answer, as it was before the second one
+                flip_in_place(shard, reads[0][0])
+                os.utime(shard, ns=times)  # the ETag stays
 
     with BlobServer(folder, hook=damage_first) as server:
         result = load(server.url, pipeline=ONE_LANE)
     check_landed(result, expected)
-    assert [(read.start, read.end) for read in reads[:2]] == [(reads[0].start, reads[0].end)] * 2
+    asked = Counter(reads)
+    assert asked.pop(reads[0]) == 2
+    assert set(asked.values()) == {1}
     assert result.report.counters.mismatches == 1
     assert result.report.counters.verified_bytes == result.plan.fetch_bytes
 
