@@ -13,12 +13,12 @@ from azure.storage.blob import ContainerClient
 
 from app.cli import run
 from app.settings import parse
-from streaming.digests import crc64nvme, summarize
-from streaming.manifest import Manifest, encoded, parse_manifest
+from streaming.digests import crc64nvme
+from streaming.manifest import encoded, parse_manifest
 from streaming.messages import LandedChunks, Layout, TensorLayout
 from streaming.options import PipelineOptions, SourceOptions
-from streaming.upload import checkpoint_files, push
-from tests.checkpoints import SMALL, random_shards, raw
+from streaming.upload import push
+from tests.checkpoints import SMALL, random_shards, raw, write_manifest
 from tests.loader import ORIGIN, Load, load
 from tests.unit.checkpoints import write_checkpoint
 from tools.blob_server import BlobServer
@@ -52,12 +52,6 @@ def change(container: ContainerClient, name: str, edit: Callable[[bytearray], ob
 def flip(offset: int) -> Callable[[bytearray], object]:
     """One bit of the byte at `offset`."""
     return lambda content: content.__setitem__(offset, content[offset] ^ 1)
-
-
-def with_manifest(folder: Path, *, block_bytes: int = 64 << 10) -> None:
-    """The folder as a container would be that was copied to disk, in small blocks."""
-    files = {path.name: summarize(path, block_bytes).digests for path in checkpoint_files(folder)}
-    (folder / "coldstream.json").write_bytes(encoded(Manifest(block_bytes=block_bytes, files=files)))
 
 
 def check_landed(result: Load, expected) -> None:
@@ -158,7 +152,7 @@ def test_mismatches_may_be_let_pass(folder):
     expected = {
         name: raw(tensor) for name, tensor in random_shards(folder).items()
     }  # its tensors are views of the files
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     shard = folder / SHARD
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -184,7 +178,7 @@ def test_mismatches_may_be_let_pass(folder):
 def test_a_block_that_was_damaged_on_its_way_is_read_again(folder):
     """A mismatch that a second read does not confirm costs one request, not the load."""
     expected = random_shards(folder)
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     shard = folder / SHARD
     sound, times = shard.read_bytes(), (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
     reads = []
@@ -208,7 +202,7 @@ def test_a_block_that_was_damaged_on_its_way_is_read_again(folder):
 def test_a_loader_that_goes_on_verifies_too(folder):
     """The digests are in the plan, so that the successor of a dead loader refuses what it would have refused."""
     random_shards(folder)
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     first = load(
         str(folder),
         pipeline=PipelineOptions(lanes=1, chunk_bytes=64 << 10),
@@ -239,7 +233,7 @@ def test_a_cast_across_blocks_is_told_and_not_verified(folder):
             "b.safetensors": {"even": ("BF16", (200_000,), values)},
         },
     )
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
 
     def layout(_):
         names = {"odd": "U8", "cast": "F32", "even": "F32"}
