@@ -31,7 +31,7 @@ class Checkpoint:
         self.is_verified = (folder / MANIFEST_NAME).exists()
         loaded = {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
         self._shards = {home: {name: raw(tensor) for name, tensor in shard.items()} for home, shard in loaded.items()}
-        self._tensors = {name: data for shard in self._shards.values() for name, data in shard.items()}
+        self.tensors = {name: data for shard in self._shards.values() for name, data in shard.items()}
 
     def serve(self, plan: Plan | None = None, **options: Any) -> FaultServer:
         """A server of it that plays this plan."""
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def check(self, outcome: Outcome, plan: Plan) -> None:
         """Every shard is of one version: the first one's, or that of who overwrites."""
-        assert outcome.tensors.keys() == self._tensors.keys()
+        assert outcome.tensors.keys() == self.tensors.keys()
         may_be_other = any(isinstance(rule.fault, Overwrite) for rule in plan.rules) and not self.is_verified
         for home, shard in self._shards.items():
             landed = {name: outcome.tensors[name] for name in shard}
