@@ -20,12 +20,14 @@ from tools.blob_server import parse_range
 
 _BEGAN = 1_700_000_000
 _CODES = {
+    307: "TemporaryRedirect",
     403: "AuthorizationFailure",
     404: "BlobNotFound",
     412: "ConditionNotMet",
     416: "InvalidRange",
     429: "TooManyRequests",
     500: "InternalError",
+    502: "BadGateway",
     503: "ServerBusy",
 }
 
