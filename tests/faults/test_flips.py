@@ -95,7 +95,7 @@ def test_a_bit_flipped_in_the_manifest_lets_no_wrong_byte_in(warm, tiny, bit):
         assert (outcome.error.kind, outcome.error.exit_code) == ("CheckpointError", 4)
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_bit_flipped_at_rest_never_reaches_the_arena(warm, tiny, data):
     """In whichever block of weights: an error with the blob and the range, and in the arena no byte but right ones and none."""

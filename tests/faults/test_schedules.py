@@ -25,7 +25,7 @@ SIGNATURE = "c2VjcmV0LXNhcy1zaWduYXR1cmU="
 MOUNT = "account/models/tiny"
 ANY = schedules.plans(schedules.slow, schedules.broken, schedules.wrong, schedules.flips)
 # Most of a load's time is a wait for a timeout.
-AT_ONCE = 10
+AT_ONCE = 20
 EXAMPLES = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     "phases": [Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a case of seconds takes longer than a test may
@@ -44,10 +44,10 @@ def quick(max_retries: int, azure: AzureOptions | None = None) -> SourceOptions:
     """Timeouts that a source on this machine meets many times over."""
     return SourceOptions(
         azure=azure or AzureOptions(),
-        connect_timeout_s=0.5,
-        request_timeout_s=0.5,
+        connect_timeout_s=0.4,
+        request_timeout_s=0.4,
         max_retries=max_retries,
-        retry_timeout_s=1.5,
+        retry_timeout_s=1,
     )
 
 

@@ -168,9 +168,8 @@ CREDENTIALS = ("sas-token", "account-key", "connection-string", "workload-identi
 @pytest.mark.parametrize(
     ("fault", "credential", "log_format"),
     [
-        (fault, CREDENTIALS[(number + shift) % 4], ("text", "json")[(number + shift) % 2])
-        for number, fault in enumerate(BROKEN)
-        for shift in (0, 3)
+        (fault, CREDENTIALS[number % 4], ("text", "json")[number % 3 % 2])
+        for number, fault in enumerate(("403", "404", "412", "echo", "reset", "cut", "redirect", "echo-403"))
     ],
 )
 def test_a_start_that_fails_at_the_source_tells_no_secret(tiny, identity, tmp_path, fault, credential, log_format):
