@@ -14,13 +14,12 @@ from azure.storage.blob import ContainerClient
 
 from app.cli import run
 from app.settings import parse
-from streaming.digests import crc64nvme, summarize
-from streaming.manifest import Manifest, encoded, parse_manifest
+from streaming.digests import crc64nvme
+from streaming.manifest import encoded, parse_manifest
 from streaming.messages import LandedChunks, Layout, TensorLayout
 from streaming.options import PipelineOptions, SourceOptions
 from streaming.upload import push
-from streaming.upload_origin import checkpoint_files
-from tests.checkpoints import SMALL, random_shards, raw
+from tests.checkpoints import SMALL, random_shards, raw, write_manifest
 from tests.loader import ORIGIN, Load, load
 from tests.unit.checkpoints import write_checkpoint
 from tools.blob_server import BlobServer
@@ -62,12 +61,6 @@ def flip_in_place(path: Path, offset: int) -> None:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
-
-
-def with_manifest(folder: Path, *, block_bytes: int = 64 << 10) -> None:
-    """The folder as a container would be that was copied to disk, in small blocks."""
-    files = {path.name: summarize(path, block_bytes).digests for path in checkpoint_files(folder)}
-    (folder / "coldstream.json").write_bytes(encoded(Manifest(block_bytes=block_bytes, files=files)))
 
 
 def check_landed(result: Load, expected) -> None:
@@ -168,7 +161,7 @@ def test_mismatches_may_be_let_pass(folder):
     expected = {
         name: raw(tensor) for name, tensor in random_shards(folder).items()
     }  # its tensors are views of the files
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     shard = folder / SHARD
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
@@ -194,7 +187,7 @@ def test_mismatches_may_be_let_pass(folder):
 def test_a_block_that_was_damaged_on_its_way_is_read_again(folder):
     """A mismatch that a second read does not confirm costs one request, not the load."""
     expected = random_shards(folder)
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     shard = folder / SHARD
     times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
     reads = []
@@ -219,7 +212,7 @@ def test_a_block_that_was_damaged_on_its_way_is_read_again(folder):
 def test_a_loader_that_goes_on_verifies_too(folder):
     """The digests are in the plan, so that the successor of a dead loader refuses what it would have refused."""
     random_shards(folder)
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
     first = load(
         str(folder),
         pipeline=PipelineOptions(lanes=1, chunk_bytes=64 << 10),
@@ -250,7 +243,7 @@ def test_a_cast_across_blocks_is_told_and_not_verified(folder):
             "b.safetensors": {"even": ("BF16", (200_000,), values)},
         },
     )
-    with_manifest(folder)
+    write_manifest(folder, 64 << 10)
 
     def layout(_):
         names = {"odd": "U8", "cast": "F32", "even": "F32"}
