@@ -3,7 +3,7 @@
 Takes the Azure options, gives arguments for obstore's store or a credential for the Azure SDK. The first
 that is present wins: SAS token, account key, connection string, workload identity, managed identity if it
 is asked for, anonymous if it is asked for, else DefaultAzureCredential without its IMDS probe (which costs
-seconds on a machine that has none). Reads no environment itself; azure-identity reads its own.
+seconds on a machine that has none). Reads no environment itself, and lets obstore read none; azure-identity reads its own.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ _MISSING = {
 def store_arguments(azure: AzureOptions) -> dict[str, Any]:
     """Keyword arguments that make obstore's AzureStore use the chosen credential and no other.
 
-    A provider is used even for fixed secrets, because obstore lets the environment's credentials win
-    over a configured SAS token, but nothing wins over a provider.
+    That takes an environment without Azure's variables, too (`process.hide_variables`). A provider is used for
+    fixed secrets, too, so that obstore keeps none in a config that it shows.
 
     Raises:
         AccessDenied: The credential is incomplete, or DefaultAzureCredential finds none.
