@@ -8,6 +8,7 @@ seconds on a machine that has none). Reads no environment itself, and lets obsto
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def store_arguments(azure: AzureOptions) -> dict[str, Any]:
         case "sas-token":
             return _fixed("sas_token", azure.sas_token or "")
         case "account-key":
-            return _fixed("access_key", azure.account_key or "")
+            return _fixed("access_key", _checked_key(azure.account_key or "", "AZURE_STORAGE_ACCOUNT_KEY"))
         case "connection-string":
             return _fixed(*_secret_of_connection_string(azure))
         case "workload-identity":
@@ -155,7 +156,8 @@ def sdk_credential(azure: AzureOptions) -> Any:
         case "sas-token":
             return AzureSasCredential((azure.sas_token or "").removeprefix("?"))
         case "account-key":
-            return AzureNamedKeyCredential(account(azure)[0], azure.account_key or "")
+            key = _checked_key(azure.account_key or "", "AZURE_STORAGE_ACCOUNT_KEY")
+            return AzureNamedKeyCredential(account(azure)[0], key)
         case "connection-string":
             kind, secret = _secret_of_connection_string(azure)
             if kind == "sas_token":
@@ -193,8 +195,18 @@ def _secret_of_connection_string(azure: AzureOptions) -> tuple[str, str]:
     if "SharedAccessSignature" in fields:
         return "sas_token", fields["SharedAccessSignature"].removeprefix("?")
     if "AccountKey" in fields:
-        return "access_key", fields["AccountKey"]
+        return "access_key", _checked_key(fields["AccountKey"], "the connection string's AccountKey")
     raise AccessDenied("the connection string has neither an AccountKey nor a SharedAccessSignature")
+
+
+def _checked_key(key: str, where: str) -> str:
+    try:
+        base64.b64decode(key, validate=True)
+    except ValueError as error:  # which quotes no part of it
+        raise AccessDenied(
+            f"{where} is not valid base64: copy the whole key again, without spaces or line breaks"
+        ) from error
+    return key
 
 
 def _default_provider(azure: AzureOptions) -> Callable[[], dict[str, Any]]:
