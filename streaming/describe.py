@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from streaming import checkpoint
 from streaming.blocks import BlockDigests
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, parse_manifest, refuse
+from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, read_manifest, refuse
 from streaming.messages import BlobVersion, Entry
 from streaming.source import Prefix
 from streaming.uri import Location
@@ -129,7 +129,8 @@ class _Integrity:
         self._source = source
         self._on_flaw = on_flaw
         try:
-            self.manifest = None if content is None else parse_manifest(content)
+            if content is not None:
+                self.manifest = read_manifest(content, lambda: bytes(source.read(MANIFEST_NAME)))
         except CheckpointError as error:
             on_flaw(CheckpointError(f"{source.location}/{error}"))
 

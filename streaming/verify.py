@@ -15,7 +15,7 @@ from typing import NamedTuple
 from streaming.blocks import BlockDigests
 from streaming.digests import Mismatch, mismatches, summarize
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, parse_manifest
+from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, read_manifest
 from streaming.messages import BlobVersion
 from streaming.source import Source
 
@@ -35,7 +35,7 @@ def stored_manifest(source: Source) -> Manifest:
         CheckpointError: There is none, or it is none.
     """
     try:
-        return parse_manifest(bytes(source.read(MANIFEST_NAME)))
+        return read_manifest(bytes(source.read(MANIFEST_NAME)), lambda: bytes(source.read(MANIFEST_NAME)))
     except BlobNotFound as error:
         raise CheckpointError(
             f"{source.location}: no {MANIFEST_NAME}: push again, or compare with a folder (--against)"
