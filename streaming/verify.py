@@ -15,6 +15,7 @@ from typing import NamedTuple
 from streaming.blocks import BlockDigests
 from streaming.digests import Mismatch, mismatches, summarize
 from streaming.errors import BlobNotFound, CheckpointError
+from streaming.event_loop import run
 from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, read_manifest
 from streaming.messages import BlobVersion
 from streaming.source import Source
@@ -78,7 +79,7 @@ def verify(source: Source, manifest: Manifest, lanes: int) -> list[FileVerdict]:
             flaws[name].append(f"{version.size_bytes} bytes instead of {file.size_bytes}")
         else:
             todo.append((version, file.blocks(manifest.block_bytes)))
-    asyncio.run(_compare(source, todo, lanes, flaws))
+    run(_compare(source, todo, lanes, flaws))
     known = [FileVerdict(name, file.size_bytes, tuple(flaws[name])) for name, file in manifest.files.items()]
     strange = sorted(name for name in listed.keys() - manifest.files.keys() if name.endswith(".safetensors"))
     return known + [FileVerdict(name, listed[name], ("not expected there",)) for name in strange]
