@@ -203,6 +203,11 @@ def _plan(server: Server, request: LoadRequest, reading: Reading) -> tuple[Plan,
     start_s = boottime_s()
     found = describe(reading.metadata(), _on_flaw(server, request))
     server.send(PhaseTimed(name="source.headers", start_s=start_s, end_s=boottime_s()))
+    for name in found.unnamed:
+        reason = (
+            f"{reading.location}/{name} is not in the manifest: it is used as it is: push again to have it compared"
+        )
+        server.send(FellBack(what="unverified-file", reason=reason))
     server.send(
         Described(
             origin=request.origin,

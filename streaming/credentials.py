@@ -3,11 +3,12 @@
 Takes the Azure options, gives arguments for obstore's store or a credential for the Azure SDK. The first
 that is present wins: SAS token, account key, connection string, workload identity, managed identity if it
 is asked for, anonymous if it is asked for, else DefaultAzureCredential without its IMDS probe (which costs
-seconds on a machine that has none). Reads no environment itself; azure-identity reads its own.
+seconds on a machine that has none). Reads no environment itself, and lets obstore read none; azure-identity reads its own.
 """
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 from collections.abc import Callable
@@ -117,8 +118,8 @@ _MISSING = {
 def store_arguments(azure: AzureOptions) -> dict[str, Any]:
     """Keyword arguments that make obstore's AzureStore use the chosen credential and no other.
 
-    A provider is used even for fixed secrets, because obstore lets the environment's credentials win
-    over a configured SAS token, but nothing wins over a provider.
+    That takes an environment without Azure's variables, too (`process.hide_variables`). A provider is used for
+    fixed secrets, too, so that obstore keeps none in a config that it shows.
 
     Raises:
         AccessDenied: The credential is incomplete, or DefaultAzureCredential finds none.
@@ -127,7 +128,7 @@ def store_arguments(azure: AzureOptions) -> dict[str, Any]:
         case "sas-token":
             return _fixed("sas_token", azure.sas_token or "")
         case "account-key":
-            return _fixed("access_key", azure.account_key or "")
+            return _fixed("access_key", _checked_key(azure.account_key or "", "AZURE_STORAGE_ACCOUNT_KEY"))
         case "connection-string":
             return _fixed(*_secret_of_connection_string(azure))
         case "workload-identity":
@@ -155,7 +156,8 @@ def sdk_credential(azure: AzureOptions) -> Any:
         case "sas-token":
             return AzureSasCredential((azure.sas_token or "").removeprefix("?"))
         case "account-key":
-            return AzureNamedKeyCredential(account(azure)[0], azure.account_key or "")
+            key = _checked_key(azure.account_key or "", "AZURE_STORAGE_ACCOUNT_KEY")
+            return AzureNamedKeyCredential(account(azure)[0], key)
         case "connection-string":
             kind, secret = _secret_of_connection_string(azure)
             if kind == "sas_token":
@@ -193,8 +195,18 @@ def _secret_of_connection_string(azure: AzureOptions) -> tuple[str, str]:
     if "SharedAccessSignature" in fields:
         return "sas_token", fields["SharedAccessSignature"].removeprefix("?")
     if "AccountKey" in fields:
-        return "access_key", fields["AccountKey"]
+        return "access_key", _checked_key(fields["AccountKey"], "the connection string's AccountKey")
     raise AccessDenied("the connection string has neither an AccountKey nor a SharedAccessSignature")
+
+
+def _checked_key(key: str, where: str) -> str:
+    try:
+        base64.b64decode(key, validate=True)
+    except ValueError as error:  # which quotes no part of it
+        raise AccessDenied(
+            f"{where} is not valid base64: copy the whole key again, without spaces or line breaks"
+        ) from error
+    return key
 
 
 def _default_provider(azure: AzureOptions) -> Callable[[], dict[str, Any]]:

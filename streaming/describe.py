@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from streaming import checkpoint
 from streaming.blocks import BlockDigests
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, parse_manifest, refuse
+from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, read_manifest, refuse
 from streaming.messages import BlobVersion, Entry
 from streaming.source import Prefix
 from streaming.uri import Location
@@ -76,7 +76,8 @@ class Readable(Protocol):
 class Description:
     """A checkpoint's metadata files by base name, its tensors, its shards' versions, and what its manifest says of shards.
 
-    `digests` lacks a shard only where a flaw was let pass; without a manifest there are none.
+    `digests` lacks a shard only where a flaw was let pass; without a manifest there are none. `unnamed` are the metadata files
+    that the manifest does not know.
     """
 
     files: dict[str, bytes]
@@ -84,6 +85,7 @@ class Description:
     versions: tuple[BlobVersion, ...]
     digests: dict[str, BlockDigests] = field(default_factory=dict)
     has_manifest: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
 def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
@@ -103,7 +105,7 @@ def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
         names = (MANIFEST_NAME, *METADATA_NAMES, checkpoint.INDEX_NAME)
         files = _existing(names, pool.map(lambda name: _read_or_none(source, name), names))
         integrity = _Integrity(source, files.pop(MANIFEST_NAME, None), on_flaw)
-        files = integrity.of_files(files)
+        files = integrity.of_files(names, files)
         index = files.pop(checkpoint.INDEX_NAME, None)
         weight_map = None if index is None else checkpoint.parse_index(index)
         if not files and weight_map is None and single.result() is None:
@@ -113,28 +115,43 @@ def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
         extras = pool.map(lambda name: _read_or_none(source, name), extra)
         prefixes = {checkpoint.SINGLE_NAME: single.result()}
         headers = list(pool.map(lambda shard: _header(source, shard, prefixes.get(shard), integrity), shards))
-        files |= integrity.of_files(_existing(extra, extras))
+        files |= integrity.of_files(extra, _existing(extra, extras))
     entries = tuple(entry for shard_entries, _ in headers for entry in shard_entries)
     chosen = checkpoint.unique(entries) if weight_map is None else checkpoint.select(weight_map, entries)
     versions = tuple(version for _, version in headers)
-    return Description(files, chosen, versions, integrity.digests, integrity.manifest is not None)
+    has_manifest, unnamed = integrity.manifest is not None, tuple(integrity.unnamed)
+    return Description(files, chosen, versions, integrity.digests, has_manifest, unnamed)
 
 
 class _Integrity:
-    """What the manifest says of the files that are read here; `digests` are of the shards whose headers agreed."""
+    """What the manifest says of the files that are read here.
+
+    `digests` are of the shards whose headers agreed, `unnamed` are metadata files that it does not say anything of.
+    """
 
     def __init__(self, source: Readable, content: bytes | None, on_flaw: OnFlaw):
         self.digests: dict[str, BlockDigests] = {}
+        self.unnamed: list[str] = []
         self.manifest: Manifest | None = None
         self._source = source
         self._on_flaw = on_flaw
         try:
-            self.manifest = None if content is None else parse_manifest(content)
+            if content is not None:
+                self.manifest = read_manifest(content, lambda: bytes(source.read(MANIFEST_NAME)))
         except CheckpointError as error:
             on_flaw(CheckpointError(f"{source.location}/{error}"))
 
-    def of_files(self, files: dict[str, bytes]) -> dict[str, bytes]:
-        """The files, each as the manifest has it; one that differs is read once more."""
+    def of_files(self, asked: Iterable[str], files: dict[str, bytes]) -> dict[str, bytes]:
+        """The files that are there of those asked for, each as the manifest has it; one that differs is read once more."""
+        if self.manifest is not None:
+            self.unnamed += [name for name in files if name not in self.manifest.files]
+            for name in asked:
+                if name in self.manifest.files and name not in files:
+                    self._on_flaw(
+                        CheckpointError(
+                            f"{self._source.location}/{name}: {MANIFEST_NAME} names it, but it is not there: push again"
+                        )
+                    )
         return {name: self._of_file(name, content) for name, content in files.items()}
 
     def of_header(self, version: BlobVersion, head: bytes) -> bytes:

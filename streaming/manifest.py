@@ -1,12 +1,13 @@
 """The manifest beside a checkpoint, `coldstream.json`: what every file was when it was pushed, digest by digest.
 
-Takes and gives bytes of JSON; computes no digest and reads nothing itself. A file is cut into blocks: of a safetensors file
+Takes and gives bytes of JSON; computes no digest but the manifest's own, and reads nothing itself. A file is cut into blocks: of a safetensors file
 the first is the header, `[0, data_start)`, and the others lie behind one another from there, so that no element of an
 aligned tensor is cut and no header is fetched with weights; every other file is cut from byte 0.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import msgspec
@@ -56,12 +57,14 @@ class FileDigests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every file of the checkpoint by its name; blocks have `block_bytes`, but for headers and last ones.
 
-    `source` is where the files came from, `hf://org/name@commit`; of a folder there is none.
+    `source` is where the files came from, `hf://org/name@commit`; of a folder there is none. `sha256`, in hex, is of the
+    compact JSON of all the rest, keys sorted; manifests of before it existed have none.
     """
 
     format: int = FORMAT
     block_bytes: int
     source: str | msgspec.UnsetType = msgspec.UNSET
+    sha256: str | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileDigests]
 
     def blocks_of(self, name: str) -> BlockDigests | None:
@@ -81,15 +84,28 @@ def block_bytes_for(checkpoint_bytes: int) -> int:
 
 
 def encoded(manifest: Manifest) -> bytes:
-    """The manifest's JSON: the same bytes for the same files."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1) + b"\n"
+    """The manifest's JSON, with its own digest: the same bytes for the same files."""
+    whole = msgspec.structs.replace(manifest, sha256=_own_sha256(manifest))
+    return msgspec.json.format(msgspec.json.encode(whole, order="sorted"), indent=1) + b"\n"
+
+
+def read_manifest(content: bytes, read_again: Callable[[], bytes]) -> Manifest:
+    """The manifest of a `coldstream.json` as it came, or of another read where that is none: a bit may have been flipped on the way.
+
+    Raises:
+        CheckpointError: As `parse_manifest`, of the second read.
+    """
+    try:
+        return parse_manifest(content)
+    except CheckpointError:
+        return parse_manifest(read_again())
 
 
 def parse_manifest(data: bytes) -> Manifest:
     """The manifest of a `coldstream.json`.
 
     Raises:
-        CheckpointError: Not JSON, of another format, or a file's digests do not fit its size.
+        CheckpointError: Not JSON, of another format, damaged, or a file's digests do not fit its size.
     """
     try:
         found = msgspec.json.decode(data, type=_Format).format
@@ -98,6 +114,10 @@ def parse_manifest(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{MANIFEST_NAME}: not a manifest: {error}: push again") from error
+    if manifest.sha256 not in (msgspec.UNSET, own := _own_sha256(manifest)):
+        raise CheckpointError(
+            f"{MANIFEST_NAME}: it is damaged: its SHA-256 is {own}, it says {manifest.sha256!r:.80}: push again"
+        )
     if not 0 < manifest.block_bytes <= _MOST_BLOCK_BYTES or manifest.block_bytes % BLOCK_ALIGNMENT_BYTES:
         raise CheckpointError(f"{MANIFEST_NAME}: blocks of {manifest.block_bytes} bytes: push again")
     for name, file in manifest.files.items():
@@ -124,6 +144,11 @@ def check_version(manifest: Manifest, version: BlobVersion) -> None:
 def bare_etag(etag: str | None) -> str:
     """An ETag without what some interfaces put around it."""
     return (etag or "").removeprefix("W/").strip('"')
+
+
+def _own_sha256(manifest: Manifest) -> str:
+    rest = msgspec.structs.replace(manifest, sha256=msgspec.UNSET)
+    return hashlib.sha256(msgspec.json.encode(rest, order="sorted")).hexdigest()
 
 
 def _check(name: str, file: FileDigests, block_bytes: int) -> None:

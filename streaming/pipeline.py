@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from streaming.arena import Arena
 from streaming.clock import boottime_s
+from streaming.event_loop import run
 from streaming.messages import BlobVersion, Chunk
 from streaming.timings import Timings
 
@@ -77,7 +78,7 @@ def land(
 
     pool = [_Writer(arena, landed) for _ in range(writers)]
     try:
-        return asyncio.run(_Load(source, check, versions, pool, timings).run(iter(chunks), lanes, landers))
+        return run(_Load(source, check, versions, pool, timings).run(iter(chunks), lanes, landers))
     except BaseExceptionGroup as group:
         raise _first(group) from None
     finally:

@@ -55,6 +55,13 @@ def show_devices(visible: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
+def hide_variables(prefix: str) -> None:
+    """Take variables from what native code sees of the environment; Python's own copy keeps them."""
+    for name in os.environ:
+        if name.startswith(prefix):
+            os.unsetenv(name)
+
+
 def reuse_large_blocks() -> None:
     """Have the allocator keep the few large blocks that fetched chunks come in, and use them again.
 

@@ -30,6 +30,7 @@ from streaming.errors import (
 )
 from streaming.messages import BlobVersion
 from streaming.options import SourceOptions
+from streaming.process import hide_variables
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, S3Location, parse
 
 if TYPE_CHECKING:
@@ -248,6 +249,9 @@ def _open_store(location: Location, options: SourceOptions) -> Any:
     retry: Any = {"max_retries": 0}
     match location:
         case AzureLocation():
+            # obstore reads them by itself, and would sign with a key there rather than ask for the identity that was chosen.
+            # azure-identity, which needs some, reads Python's.
+            hide_variables("AZURE_")
             return AzureStore(
                 location.container,
                 prefix=location.prefix or None,

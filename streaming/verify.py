@@ -15,7 +15,8 @@ from typing import NamedTuple
 from streaming.blocks import BlockDigests
 from streaming.digests import Mismatch, mismatches, summarize
 from streaming.errors import BlobNotFound, CheckpointError
-from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, parse_manifest
+from streaming.event_loop import run
+from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, read_manifest
 from streaming.messages import BlobVersion
 from streaming.source import Source
 
@@ -35,7 +36,7 @@ def stored_manifest(source: Source) -> Manifest:
         CheckpointError: There is none, or it is none.
     """
     try:
-        return parse_manifest(bytes(source.read(MANIFEST_NAME)))
+        return read_manifest(bytes(source.read(MANIFEST_NAME)), lambda: bytes(source.read(MANIFEST_NAME)))
     except BlobNotFound as error:
         raise CheckpointError(
             f"{source.location}: no {MANIFEST_NAME}: push again, or compare with a folder (--against)"
@@ -78,7 +79,7 @@ def verify(source: Source, manifest: Manifest, lanes: int) -> list[FileVerdict]:
             flaws[name].append(f"{version.size_bytes} bytes instead of {file.size_bytes}")
         else:
             todo.append((version, file.blocks(manifest.block_bytes)))
-    asyncio.run(_compare(source, todo, lanes, flaws))
+    run(_compare(source, todo, lanes, flaws))
     known = [FileVerdict(name, file.size_bytes, tuple(flaws[name])) for name, file in manifest.files.items()]
     strange = sorted(name for name in listed.keys() - manifest.files.keys() if name.endswith(".safetensors"))
     return known + [FileVerdict(name, listed[name], ("not expected there",)) for name in strange]

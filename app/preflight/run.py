@@ -128,12 +128,13 @@ def _demand(settings: Settings, found: Description | None, *, is_folder: bool) -
     staged = settings.model.load_strategy == HOST_STAGING
     downloads = staged and not is_folder
     shards_bytes = sum(version.size_bytes for version in found.versions) if found else None
+    reads = pipeline.lanes + (0 if staged else pipeline.second_reads)
     return Demand(
         on_gpu=settings.device.kind == "cuda",
         is_staged=downloads,
         staged_bytes=shards_bytes if downloads else None,
         chunks_bytes=pipeline.chunks_held * pipeline.chunk_bytes,
         slots_bytes=0 if staged else 2 * pipeline.writers * pipeline.chunk_bytes,
-        connections=settings.server.max_waiting_requests + pipeline.lanes,
+        connections=settings.server.max_waiting_requests + reads,
         cache_dir=cache.folder if (cache := settings.storage.cache_options()) and not staged else None,
     )

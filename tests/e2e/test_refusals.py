@@ -148,7 +148,7 @@ def test_a_refused_connection():
 def test_a_wrong_container_and_key(azurite, azure_environment):
     """What Azure refuses is said without the key."""
     check(serve("az://not-there/x", environ=azure_environment), 3, "BlobNotFound", "az://not-there/x")
-    wrong = azure_environment["AZURE_STORAGE_CONNECTION_STRING"].replace("AccountKey=", "AccountKey=d3Jvbmc")
+    wrong = azure_environment["AZURE_STORAGE_CONNECTION_STRING"].replace("AccountKey=", "AccountKey=d3JvbmcK")
     done = serve("az://models/x", environ={"AZURE_STORAGE_CONNECTION_STRING": wrong})
     check(done, 3, "AccessDenied")
     assert "d3Jvbmc" not in done.stdout + done.stderr

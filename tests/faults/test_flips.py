@@ -43,6 +43,18 @@ class AtRest:
         return FlipBit(self._bit - 8 * request.start) if holds else Fault()
 
 
+class Once:
+    """A fault of the first answer of this name."""
+
+    def __init__(self, name: str, fault: Fault):
+        self._name = name
+        self._left = [fault]
+
+    def __call__(self, request: Request) -> Fault:
+        """What this request meets."""
+        return self._left.pop() if request.name == self._name and self._left else Fault()
+
+
 @st.composite
 def weights_bits(draw: st.DrawFn, blocks: dict[str, BlockDigests]) -> tuple[str, int, int, int]:
     """A shard, one of its blocks `[start, end)` beyond the header, and a bit of it, counted from the shard's first."""
@@ -67,8 +79,8 @@ def test_a_bit_flipped_on_the_way_is_mended_in_every_block(warm, tiny, bit):
 @settings(max_examples=10)
 @given(bit=BITS)
 def test_a_bit_flipped_on_the_way_is_mended_in_every_file(warm, tiny, bit):
-    """So are configuration, tokenizer, index and headers; what says how they are to be, the manifest, comes as it is."""
-    seen = {MANIFEST_NAME}
+    """So are configuration, tokenizer, index and headers, and what says how they are to be: the manifest."""
+    seen: set[str] = set()
 
     def schedule(request: Request) -> Fault:
         is_first = request.name not in seen
@@ -80,13 +92,26 @@ def test_a_bit_flipped_on_the_way_is_mended_in_every_file(warm, tiny, bit):
     assert outcome.error is None, outcome.error
     tiny.check(outcome, Plan())
     files = {each.name for each in server.requests if isinstance(each.fault, FlipBit)}
-    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} < files
+    assert {MANIFEST_NAME, "config.json", "tokenizer.json", "model.safetensors.index.json"} < files
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_bit_flipped_on_the_way_is_mended_in_the_manifest(warm, tiny, data):
+    """Whichever it is, also one of a block's digest: the load goes on, and every byte of it is verified."""
+    nbits = 8 * (tiny.folder / MANIFEST_NAME).stat().st_size
+    bit = data.draw(st.integers(0, nbits - 1))
+    with FaultServer(tiny.folder, Once(MANIFEST_NAME, FlipBit(bit))) as server:
+        outcome = load_here(server.url, SourceOptions(), FINE)
+    assert outcome.error is None, outcome.error
+    tiny.check(outcome, Plan())
+    assert (outcome.counters.mismatches, outcome.counters.unverified_bytes) == (0, 0)
 
 
 @settings(max_examples=15)
 @given(bit=st.integers(0, 1 << 20))
-def test_a_bit_flipped_in_the_manifest_lets_no_wrong_byte_in(warm, tiny, bit):
-    """What it says may be none of the loader's business (an ETag); else the load is refused."""
+def test_a_bit_flipped_at_rest_in_the_manifest_lets_no_wrong_byte_in(warm, tiny, bit):
+    """It may be white space, which says nothing; else the load is refused."""
     with FaultServer(tiny.folder, lambda request: FlipBit(bit) if request.name == MANIFEST_NAME else Fault()) as server:
         outcome = load_here(server.url, SourceOptions(), FINE)
     if outcome.error is None:

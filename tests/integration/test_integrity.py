@@ -109,6 +109,37 @@ def test_a_damaged_header_is_refused_before_anything_is_planned(pushed, azurite_
     assert re.search(rf"{SHARD} \[0, \d+\): its SHA-256 is \w{{64}}, .* \w{{64}}", result.error.message)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.json", "model.safetensors.index.json"])
+def test_a_metadata_file_that_is_missing_is_named(folder, name):
+    """What the push brought is not there any more: nothing is guessed in its place, unless that was asked for."""
+    random_shards(folder)
+    if name != "model.safetensors.index.json":
+        (folder / name).write_text("{}")
+    write_manifest(folder, 64 << 10)
+    (folder / name).unlink()
+    result = load(str(folder), pipeline=SMALL)
+    assert (result.described, result.error.kind, result.error.exit_code) == (None, "CheckpointError", 4)
+    assert f"/{name}: coldstream.json names it, but it is not there" in result.error.message
+    result = load(str(folder), pipeline=SMALL, refuse_mismatches=False)
+    assert result.error is None
+    assert f"/{name}: " in next(fallback.reason for fallback in result.fallbacks if fallback.what == "unverified-bytes")
+
+
+def test_metadata_files_beside_the_manifest_are_used_and_told(folder):
+    """Who adds a chat template need not push again, but hears that nothing compares it."""
+    random_shards(folder)
+    write_manifest(folder, 64 << 10)
+    for name in ("chat_template.jinja", "merges.txt"):
+        (folder / name).write_text("hello")
+    result = load(str(folder), pipeline=SMALL)
+    assert result.error is None
+    assert result.described.files["chat_template.jinja"] == b"hello"
+    told = [fallback.reason for fallback in result.fallbacks if fallback.what == "unverified-file"]
+    assert len(told) == len(result.fallbacks) == 2
+    assert f"{folder}/chat_template.jinja is not in the manifest" in told[0]
+    assert f"{folder}/merges.txt is not in the manifest" in told[1]
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_a_changed_metadata_file_is_refused(pushed, azurite_source, name):
     """Small files are compared by their SHA-256, and named with both."""

@@ -97,6 +97,13 @@ def test_a_model_in_blob_storage_is_found_whole(pushed_demo, azure_environment, 
     assert found["credential"].figures["credential"] == "connection-string"
 
 
+@pytest.mark.parametrize(("words", "reads"), [((), 4), (("--hedge-budget-ratio", "0"), 0), (STAGED, 0)])
+def test_second_reads_need_connections_too(tmp_path, words, reads):
+    """As many as are read at once: an eighth of the lanes, none where slow ranges are not read again."""
+    found = checks(tmp_path, "--concurrency", "32", "--max-waiting-requests", "100", *words)
+    assert found["open-files"].figures["connections"] == 100 + 32 + reads
+
+
 def test_a_container_that_is_not_there(azure_environment):
     """404: the stages before it worked, those behind it are skipped, nothing of the model is judged."""
     found = checks("az://not-there/model", environ=azure_environment)

@@ -71,6 +71,18 @@ def test_a_connection_string_without_a_secret_is_refused():
         credentials.store_arguments(AzureOptions(connection_string="AccountName=a"))
 
 
+@pytest.mark.parametrize("key", ["s3cr3t!", "s3cr3t==a", "czNj cjN0", "czNjcjN", "schlüssel"])
+@pytest.mark.parametrize("become", [credentials.store_arguments, credentials.sdk_credential])
+def test_a_key_that_is_no_base64_is_told_as_such(key, become):
+    """Before anybody is asked, by where it was given, and without a part of it: no role would help."""
+    text = f"AccountName=a;AccountKey={key}"
+    for given, where in (({"account_key": key}, "ACCOUNT_KEY"), ({"connection_string": text}, "AccountKey")):
+        with pytest.raises(AccessDenied, match=f"{where} is not valid base64: copy the whole key") as raised:
+            become(AzureOptions(account_name="a", **given))
+        assert key.strip() not in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
 def test_secrets_are_in_no_repr():
     """Options are logged; their secrets are not."""
     options = AzureOptions(account_name="a", **EVERYTHING)
