@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from app.model_support import support
 from app.settings import Command
 from app.telemetry import logs
-from streaming.counters import FetchCounters
 from streaming.describe import Description, describe
 from streaming.errors import CheckpointError, ModelUnsupported
-from streaming.retrying import Retries, RetryingSource
-from streaming.source import open_source
+from streaming.retrying import open_retrying
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +70,7 @@ def _verify(command: Command) -> int:
 
     (uri,) = command.arguments
     storage, folder = command.settings.storage, command.options["--against"]
-    source = open_source(uri, storage.source_options())
+    source = open_retrying(uri, storage.source_options())
     manifest = folder_manifest(Path(folder)) if folder else stored_manifest(source)
     verdicts = verify(source, manifest, storage.lanes)
     for verdict in verdicts:
@@ -87,8 +85,7 @@ def _inspect(command: Command) -> int:
     """Print what a checkpoint is and whether it can be served; 0 if it can."""
     (uri,) = command.arguments
     settings = command.settings
-    options = settings.storage.source_options()
-    found = describe(RetryingSource(open_source(uri, options), Retries(options, FetchCounters())))
+    found = describe(open_retrying(uri, settings.storage.source_options()))
     sys.stdout.write("\n".join(_description_lines(uri, found)) + "\n")
     try:
         model = support(found.files, found.entries)

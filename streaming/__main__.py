@@ -128,13 +128,15 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
         _put_off(server, request)
     start_s = boottime_s()
     timings = Timings()
+    # A block is read whole, however small the chunks that were asked for.
+    lanes = request.pipeline.lanes_for(max((chunk.nbytes for chunk in left), default=1))
     fetched_s = land(
         reading.ranges(),
         left,
         plan.versions,
         arena,
         check=reading.check(plan.digests, _on_flaw(server, request)),
-        lanes=request.pipeline.lanes,
+        lanes=lanes,
         landers=request.pipeline.landers,
         writers=request.pipeline.writers,
         on_landed=on_landed,

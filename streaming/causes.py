@@ -31,7 +31,7 @@ class Cause(StrEnum):
 
 # Only what obstore says of the status: a bare number may be a part of the URL.
 _STATUS = re.compile(r"status code: (\d{3})")
-_TRANSIENT_STATUSES = {int(cause): cause for cause in Cause if cause.isdigit() and cause is not Cause.ROLE}
+TRANSIENT_STATUSES = {int(cause): cause for cause in Cause if cause.isdigit() and cause is not Cause.ROLE}
 # In this order: a body that was cut off by a reset is a reset. No URL has a space or a quote, so none can look like these.
 _WORDS = (
     (re.compile(r"kind: Timeout\b|source: TimedOut|kind: TimedOut"), Cause.TIMEOUT),
@@ -66,7 +66,7 @@ def status_of(text: str) -> int | None:
 def cause_of(text: str) -> Cause | None:
     """What another read may mend; None where it is what the answer was meant to say."""
     if (status := status_of(text)) is not None:
-        return _TRANSIENT_STATUSES.get(status)
+        return TRANSIENT_STATUSES.get(status)
     return next((cause for words, cause in _WORDS if words.search(text)), None)
 
 

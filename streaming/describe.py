@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from streaming import checkpoint
 from streaming.blocks import BlockDigests
-from streaming.errors import BlobNotFound, CheckpointError
+from streaming.errors import BlobNotFound, CheckpointError, SourceError
 from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, OnFlaw, check_version, read_manifest, refuse
 from streaming.messages import BlobVersion, Entry
 from streaming.source import Prefix
@@ -48,10 +48,6 @@ _SPECULATIVE_BYTES = 256 << 10
 _PARALLEL = 16
 
 
-# Sizes by name, or None where the source cannot be listed.
-Listing = Future[dict[str, int] | None]
-
-
 class Readable(Protocol):
     """What describing needs of a source."""
 
@@ -61,6 +57,9 @@ class Readable(Protocol):
 
     def list(self) -> dict[str, int] | None:
         """Sizes in bytes by name of what is there; None where that cannot be asked."""
+
+    def list_once(self) -> dict[str, int] | None:
+        """The same, tried once."""
 
     def read(self, name: str) -> Bytes:
         """A whole small blob."""
@@ -100,7 +99,7 @@ def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
         CheckpointError: There is no safetensors checkpoint, or it contradicts itself.
     """
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        listing = pool.submit(source.list)
+        listing = _Listing(source, pool.submit(source.list_once))
         single = pool.submit(_prefix_or_none, source, checkpoint.SINGLE_NAME)
         names = (MANIFEST_NAME, *METADATA_NAMES, checkpoint.INDEX_NAME)
         files = _existing(names, pool.map(lambda name: _read_or_none(source, name), names))
@@ -121,6 +120,20 @@ def describe(source: Readable, on_flaw: OnFlaw = refuse) -> Description:
     versions = tuple(version for _, version in headers)
     has_manifest, unnamed = integrity.manifest is not None, tuple(integrity.unnamed)
     return Description(files, chosen, versions, integrity.digests, has_manifest, unnamed)
+
+
+class _Listing:
+    """What is there, asked for in good time; tried again only if somebody needs it, since few do and some may not list."""
+
+    def __init__(self, source: Readable, early: Future[dict[str, int] | None]):
+        self._source = source
+        self._early = early
+
+    def __call__(self) -> dict[str, int] | None:
+        try:
+            return self._early.result()
+        except SourceError:
+            return self._source.list()
 
 
 class _Integrity:
@@ -206,7 +219,7 @@ def _sha256(content: bytes) -> str:
 
 
 def _shard_names(
-    source: Readable, weight_map: dict[str, str] | None, single: Prefix | None, listing: Listing
+    source: Readable, weight_map: dict[str, str] | None, single: Prefix | None, listing: _Listing
 ) -> list[str]:
     """The index decides; without one a single file, or every safetensors file there is.
 
@@ -216,7 +229,7 @@ def _shard_names(
         return sorted(set(weight_map.values()))
     if single is not None:
         return [checkpoint.SINGLE_NAME]
-    found = sorted(name for name in listing.result() or () if name.endswith(".safetensors"))
+    found = sorted(name for name in listing() or () if name.endswith(".safetensors"))
     if found:
         return found
     raise CheckpointError(
@@ -225,8 +238,8 @@ def _shard_names(
     )
 
 
-def _check_something_is_there(source: Readable, listing: Listing) -> None:
-    if not listing.result():
+def _check_something_is_there(source: Readable, listing: _Listing) -> None:
+    if not listing():
         raise BlobNotFound(f"{source.location}: nothing is there: check account, container and prefix")
 
 

@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
-from streaming.causes import Cause
+from streaming.causes import TRANSIENT_STATUSES, Cause
 from streaming.errors import AccessDenied, BlobNotFound, SourceError, SourceUnavailable
 from streaming.options import SourceOptions
 from streaming.upload_origin import SCHEME, HubRevision
@@ -40,7 +40,6 @@ _T = TypeVar("_T")
 # Shown; a user and a password in HF_ENDPOINT are not.
 ENDPOINT = re.sub(r"//[^/]*@", "//", constants.ENDPOINT)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-")
-_TRANSIENT = {int(cause): cause for cause in Cause if cause.isdigit() and cause is not Cause.ROLE}
 _PARTIAL_CONTENT = 206
 _DENIED = (401, 403)
 
@@ -190,7 +189,7 @@ def _refusal(repo_id: str, error: HfHubHTTPError) -> Exception:
             f"{what}: access denied ({status}): set HF_TOKEN to a token that may read it, and accept its licence at {page}",
             status=status,
         )
-    if cause := _TRANSIENT.get(status):
+    if cause := TRANSIENT_STATUSES.get(status):
         return Broken(cause, _retry_after_s(error.response))
     return SourceUnavailable(f"{what}: {ENDPOINT} answered {status}: check HF_ENDPOINT", status=status)
 

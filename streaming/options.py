@@ -106,7 +106,7 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def landers(self) -> int:
         """How many fetched chunks are on their way to an address at once: one is checked while another is written."""
-        return 2 * self.writers
+        return min(self.lanes, 2 * self.writers)
 
     @property
     def second_reads(self) -> int:
@@ -117,10 +117,20 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
     def chunks_held(self) -> int:
         """The most chunks in host memory.
 
-        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a lander holds one, another waits
-        for a lander, and a GPU's writer has two slots.
+        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a lander holds one (and a damaged one
+        until it has been read again), another waits for a lander, and a GPU's writer has two slots.
         """
-        return 2 * (self.lanes + self.second_reads + self.writers) + self.landers + 1
+        return self._held_by(self.lanes)
+
+    def lanes_for(self, read_bytes: int) -> int:
+        """How many lanes may read so much at once in the memory that was meant for chunks; at least one."""
+        allowed_bytes = self.chunks_held * self.chunk_bytes
+        fewer = range(self.lanes, 1, -1)
+        return next((lanes for lanes in fewer if self._held_by(lanes) * read_bytes <= allowed_bytes), 1)
+
+    def _held_by(self, lanes: int) -> int:
+        fewer = msgspec.structs.replace(self, lanes=lanes)
+        return 2 * (lanes + self.second_reads + fewer.writers) + fewer.landers + 1
 
 
 class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):

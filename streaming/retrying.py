@@ -123,6 +123,17 @@ class RetryingRanges:
             await asyncio.sleep(wait_s)
 
 
+def open_retrying(uri: str, options: SourceOptions) -> RetryingSource:
+    """As `open_source`, for who reads by themselves and counts nothing.
+
+    Raises:
+        SourceError: The URI cannot be meant, or no credential is found.
+    """
+    from streaming.source import open_source
+
+    return RetryingSource(open_source(uri, options), Retries(options, FetchCounters()))
+
+
 class RetryingSource:
     """What is read to describe a checkpoint, tried again by the same policy."""
 
@@ -139,6 +150,10 @@ class RetryingSource:
     def list(self) -> dict[str, int] | None:
         """As `Source.list`."""
         return self._read(self._source.list)
+
+    def list_once(self) -> dict[str, int] | None:
+        """As `Source.list`, and not tried again."""
+        return self._source.list()
 
     def read(self, name: str) -> Bytes:
         """As `Source.read`."""

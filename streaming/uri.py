@@ -89,6 +89,11 @@ def parse(uri: str, azure: AzureOptions) -> Location:
             return S3Location(parts.netloc, path)
         case "http" | "https" if _is_azure_host(parts):
             return _azure_from_url(uri, parts, path)
+        case "http" | "https" if "@" in parts.netloc:
+            host = parts.netloc.rpartition("@")[2]
+            raise SourceError(
+                f"{parts.scheme}://{host}: the URL names a user: a source is read without one, so leave it out"
+            )
         case "http" | "https" if parts.netloc and not parts.query:
             return HttpLocation(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}")
         case "http" | "https":

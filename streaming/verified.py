@@ -46,6 +46,7 @@ class Verification:
         self._again = again
         self._place = place
         self._on_flaw = on_flaw
+        self._told: set[str] = set()
 
     async def check(self, version: BlobVersion, start: int, end: int, data: Bytes) -> Bytes:
         """Bytes `[start, end)`, whole blocks where the shard has digests: `data`, or another read's if it is wrong.
@@ -60,7 +61,6 @@ class Verification:
             return data
         wrong = await self._mismatches(data, start, blocks)
         if wrong:
-            del data  # or it would be held beside the other one
             data = await self._again.read_range(version, start, end)
             wrong = await self._mismatches(data, start, blocks)
         if wrong:
@@ -76,6 +76,10 @@ class Verification:
         return wrong
 
     def _tell(self, version: BlobVersion, wrong: list[Mismatch]) -> None:
+        """Once for each shard: of an old manifest every block differs, and they are counted."""
+        if version.name in self._told:
+            return
+        self._told.add(version.name)
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         self._on_flaw(
             CheckpointError(

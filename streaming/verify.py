@@ -18,7 +18,7 @@ from streaming.errors import BlobNotFound, CheckpointError
 from streaming.event_loop import run
 from streaming.manifest import MANIFEST_NAME, Manifest, block_bytes_for, read_manifest
 from streaming.messages import BlobVersion
-from streaming.source import Source
+from streaming.retrying import RetryingSource
 
 
 class FileVerdict(NamedTuple):
@@ -29,7 +29,7 @@ class FileVerdict(NamedTuple):
     flaws: tuple[str, ...]
 
 
-def stored_manifest(source: Source) -> Manifest:
+def stored_manifest(source: RetryingSource) -> Manifest:
     """The manifest beside the checkpoint.
 
     Raises:
@@ -60,7 +60,7 @@ def folder_manifest(folder: Path) -> Manifest:
     return Manifest(block_bytes=block_bytes, files=files)
 
 
-def verify(source: Source, manifest: Manifest, lanes: int) -> list[FileVerdict]:
+def verify(source: RetryingSource, manifest: Manifest, lanes: int) -> list[FileVerdict]:
     """Read every file of the manifest and compare it; shards that it does not name differ, too.
 
     Raises:
@@ -85,7 +85,7 @@ def verify(source: Source, manifest: Manifest, lanes: int) -> list[FileVerdict]:
     return known + [FileVerdict(name, listed[name], ("not expected there",)) for name in strange]
 
 
-def _version(source: Source, name: str) -> BlobVersion | None:
+def _version(source: RetryingSource, name: str) -> BlobVersion | None:
     try:
         return source.read_prefix(name, 1).version
     except BlobNotFound:
@@ -93,7 +93,7 @@ def _version(source: Source, name: str) -> BlobVersion | None:
 
 
 async def _compare(
-    source: Source, files: list[tuple[BlobVersion, BlockDigests]], lanes: int, flaws: dict[str, list[str]]
+    source: RetryingSource, files: list[tuple[BlobVersion, BlockDigests]], lanes: int, flaws: dict[str, list[str]]
 ) -> None:
     """Fill `flaws` with the blocks that differ, in the order of the file."""
     reads = ((version, blocks, number) for version, blocks in files for number in range(blocks.count))
@@ -116,7 +116,9 @@ async def _compare(
         flaws[name].append(text)
 
 
-async def _read_block(source: Source, version: BlobVersion, blocks: BlockDigests, number: int) -> list[Mismatch]:
+async def _read_block(
+    source: RetryingSource, version: BlobVersion, blocks: BlockDigests, number: int
+) -> list[Mismatch]:
     """What is wrong with one block; it may have been damaged on its way."""
     start, end = blocks.bounds(number)
     data = await source.read_range(version, start, end)

@@ -19,13 +19,13 @@ from streaming.describe import describe
 from streaming.messages import Described, Plan
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
-from streaming.source import open_source
+from streaming.retrying import open_retrying
 from tests.loader import ORIGIN, as_stored
 
 
 def plan_of(url: str, chunk_bytes: int) -> Plan:
     """What the loader would plan."""
-    found = describe(open_source(url, SourceOptions()))
+    found = describe(open_retrying(url, SourceOptions()))
     described = Described(origin=ORIGIN, files=found.files, entries=found.entries, versions=found.versions)
     return plan_load(found.entries, found.versions, as_stored(described), chunk_bytes=chunk_bytes)
 

@@ -14,7 +14,7 @@ from streaming.describe import describe
 from streaming.messages import Origin
 from streaming.options import SourceOptions
 from streaming.plan import plan_load
-from streaming.source import open_source
+from streaming.retrying import open_retrying
 from tests.coldstream import ROOT, alive, serving, wait_for, weight_bytes
 from tools.blob_server import BlobServer
 
@@ -54,7 +54,7 @@ def arena_fd(pid: int) -> int:
 
 def compare_arena(pid: int, fd: int, folder: Path, chunk_bytes: int) -> None:
     """Every tensor in the server's arena equals what safetensors loads from the folder."""
-    found = describe(open_source(str(folder), SourceOptions()))
+    found = describe(open_retrying(str(folder), SourceOptions()))
     layout = support(found.files, found.entries).layout(Origin(arena_id="x"))
     plan = plan_load(found.entries, found.versions, layout, chunk_bytes=chunk_bytes)
     expected = {name: t for shard in folder.glob("*.safetensors") for name, t in load_file(shard).items()}

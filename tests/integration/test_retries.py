@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from app.cli import run
+from app.settings import parse
 from streaming import retry_policy
 from streaming.causes import Cause
 from streaming.counters import FetchCounters
+from streaming.describe import describe
 from streaming.errors import AccessDenied, BlobChanged, BlobNotFound, RangesIgnored, SourceError, SourceUnavailable
 from streaming.messages import BlobVersion
 from streaming.options import AzureOptions, SourceOptions
 from streaming.retry_policy import FREE_RETRIES
 from streaming.retrying import Retries, RetryingRanges, RetryingSource
 from streaming.source import open_source
-from tests.checkpoints import SMALL, random_shards, raw
+from tests.checkpoints import SMALL, random_shards, raw, write_manifest
 from tests.loader import load
 from tools.blob_server import BlobRequest, BlobServer, Fault
 
@@ -295,3 +298,39 @@ def test_a_load_that_fails_has_told_its_retries(folder: Path) -> None:
     assert result.error is not None
     assert result.error.kind == "SourceUnavailable"
     assert result.counters.retries["502"] >= 1
+
+
+def test_a_listing_that_nobody_needs_holds_nobody_up(folder: Path) -> None:
+    """Who may not list describes a checkpoint with an index as fast as others: nothing is tried again for it."""
+    random_shards(folder)
+    (folder / "config.json").write_text("{}")
+    source = open_source(str(folder), SourceOptions())
+    counters = FetchCounters()
+    retrying = RetryingSource(source, Retries(QUICK, counters))
+    asked = []
+
+    def refused() -> None:
+        asked.append(1)
+        raise SourceUnavailable("no listing", cause=Cause.UNAVAILABLE)
+
+    source.list = refused  # type: ignore[method-assign, assignment]
+    assert describe(retrying).entries
+    assert (len(asked), counters.retries) == (1, {})
+    with pytest.raises(SourceUnavailable):
+        retrying.list()
+    assert counters.retries == {Cause.UNAVAILABLE: QUICK.max_retries}
+
+
+def test_verify_tries_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A container is compared to its end although every file's reads fail once."""
+    random_shards(folder)
+    write_manifest(folder, 64 << 10)
+    seen = set()
+
+    def once(request: BlobRequest) -> Fault | None:
+        key = request.path, request.start
+        return seen.add(key) or Fault(status=503) if key not in seen else None
+
+    with BlobServer(folder, hook=once) as server:
+        code = run(parse(["verify", server.url], {}))
+    assert (code, "0 differ" in capsys.readouterr().out) == (0, True)

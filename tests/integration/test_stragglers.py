@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 
 from streaming.counters import FetchCounters
-from streaming.manifest import refuse
 from streaming.messages import BlobVersion, LoadRequest
 from streaming.options import PipelineOptions, SourceOptions
 from streaming.pipeline import RangeReader
@@ -104,7 +103,7 @@ def reader_of(source: Source, lanes: int, counters: FetchCounters) -> RangeReade
         source=SourceOptions(max_retries=8),
         pipeline=PipelineOptions(lanes=lanes),
     )
-    return Reading(source, request, counters, tell=lambda _: None).ranges({}, refuse)
+    return Reading(source, request, counters, tell=lambda _: None).ranges()
 
 
 def connections(server: BlobServer) -> int:

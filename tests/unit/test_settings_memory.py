@@ -22,10 +22,10 @@ WISHES = st.builds(
 )
 
 
-@given(WISHES, st.sampled_from([4 * MIB, 6 * MIB]) | st.integers(1, 1 << 38))
+@given(WISHES, st.sampled_from([6 * MIB, 8 * MIB]) | st.integers(1, 1 << 38))
 def test_memory_limit_is_never_exceeded(wish, limit_bytes):
     """Chunks fit the limit, nothing grows, chunks shrink only with one lane left, and less than a lane needs fails."""
-    least_chunks = 6 if wish.second_reads else 4  # a lane's, a writer's, a second read's
+    least_chunks = 8 if wish.second_reads else 6  # a lane's, a writer's, a lander's, one between, a second read's
     if limit_bytes < least_chunks * MIB:
         with pytest.raises(UsageError, match=f"needs {least_chunks} MiB"):
             fit_memory(wish, limit_bytes)
@@ -59,12 +59,24 @@ def test_second_reads_are_a_part_of_the_memory():
         assert pipeline.chunks_held - structs.replace(pipeline, hedging=once).chunks_held == 2 * second_reads
 
 
+@given(WISHES, st.integers(0, 256))
+def test_reads_that_are_larger_than_chunks_have_fewer_lanes(wish, read_mib):
+    """A block is read whole: as many lanes as fit the memory of the chunks that were asked for, but one."""
+    lanes = wish.lanes_for(read_mib * MIB)
+    if read_mib * MIB <= wish.chunk_bytes:
+        assert lanes == wish.lanes
+        return
+    assert 1 <= lanes <= wish.lanes
+    reads = 2 * (lanes + wish.second_reads)
+    assert lanes == 1 or reads * read_mib * MIB <= wish.chunks_held * wish.chunk_bytes
+
+
 def test_reduction_is_noticed():
     """What the memory limit takes away is said in a notice."""
-    settings = load([URI, "--memory-limit", "160MiB"], {})
+    settings = load([URI, "--memory-limit", "240MiB"], {})
     assert settings.storage.pipeline_options() == PipelineOptions(lanes=2, chunk_bytes=16 * MIB)
     assert settings.notices == (
-        "storage.memory_limit_bytes=167772160 reduces 16 lanes with chunks of 16 MiB to 2 with 16 MiB",
+        "storage.memory_limit_bytes=251658240 reduces 16 lanes with chunks of 16 MiB to 2 with 16 MiB",
     )
 
 

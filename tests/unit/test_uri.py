@@ -77,6 +77,7 @@ def test_accounts(options, name, url):
         ("https://acct.blob.core.windows.net/", ACCOUNT, "no container"),
         ("https://acct.blob.core.windows.net/c?sig=secret", ACCOUNT, "AZURE_STORAGE_SAS_TOKEN"),
         ("http://host/x?sig=secret", ACCOUNT, "without a query"),
+        ("https://me:secret@host/x", ACCOUNT, "^https://host: the URL names a user"),
         ("gs://b/p", ACCOUNT, "unknown scheme 'gs'"),
         ("az://c/p", AzureOptions(connection_string="secret"), "not of the form"),
         ("az://c/p", AzureOptions(connection_string=f"BlobEndpoint={SAS_URL}"), "into SharedAccessSignature$"),
