@@ -332,5 +332,5 @@ def test_verify_tries_again(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         return seen.add(key) or Fault(status=503) if key not in seen else None
 
     with BlobServer(folder, hook=once) as server:
-        code = run(parse(["verify", server.url], {}))
+        code = run(parse(["verify", server.url], {}), {})
     assert (code, "0 differ" in capsys.readouterr().out) == (0, True)
