@@ -12,7 +12,7 @@ class FetchCounters(msgspec.Struct, kw_only=True):
     """Counted on the event loop of the lanes; one thread, so no lock.
 
     `retries` are by cause; `hedges` second reads of a slow range, `hedges_won` those that came first, `wasted_bytes` what
-    the slower one of two had been asked for; `throttles` answers that asked for less; `verified_bytes` compared with
+    reads had been asked for that were overtaken or dropped; `throttles` answers that asked for less; `verified_bytes` compared with
     the manifest's digests, `unverified_bytes` for which there are none; `mismatches` blocks whose digest differed;
     `cache_hit_bytes` read from the local cache, `cache_miss_bytes` fetched although there is one.
     """

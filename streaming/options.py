@@ -66,12 +66,12 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
 class HedgingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """When a range is read a second time.
 
-    It is slow after `floor_s` and `factor` times the median of its peers. Such reads may ask for `budget_ratio` of the load's
-    bytes, and one range; 0 is never.
+    It is slow after `floor_s` and `factor` times what three of four of its peers took. Such reads may ask for `budget_ratio` of
+    the load's bytes, and one range; 0 is never.
     """
 
     budget_ratio: float = 0.05
-    factor: float = 4.0
+    factor: float = 2.5
     floor_s: float = 0.25
 
 
