@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import random
 
@@ -14,13 +13,10 @@ from hypothesis import strategies as st
 from streaming import retrying
 from streaming.adaptive_pace import AdaptivePace
 from streaming.causes import Cause
-from streaming.counters import FetchCounters
 from streaming.errors import SourceUnavailable
-from streaming.hedging import HedgingReader
-from streaming.options import HedgingOptions, SourceOptions, ThrottlingOptions
-from streaming.retrying import Retries, RetryingRanges
-from streaming.throttling import ThrottledReader
-from tests.simulated_time import VERSION, now_s, simulate
+from streaming.options import SourceOptions
+from tests.simulated_load import SimulatedClock, land
+from tests.simulated_time import now_s, simulate
 
 EVENTS = st.lists(st.tuples(st.sampled_from(["begin", "answer", "refusal"]), st.floats(0, 2)), max_size=200)
 
@@ -107,37 +103,16 @@ class Account:
         return b"x"
 
 
-class _SimulatedClock:
-    monotonic = staticmethod(now_s)
-
-
 async def one_load(account: Account, reads: int, lanes: int, starts_s: float) -> float:
-    """As `streaming.reading` puts them together; gives its seconds."""
+    """Gives its seconds."""
     await asyncio.sleep(starts_s)
-    counters = FetchCounters()
-    throttled = ThrottledReader(account, ThrottlingOptions(), lanes, counters)
-    hedged = HedgingReader(
-        throttled,
-        HedgingOptions(),
-        lanes,
-        counters,
-        read_again=throttled.read_again,
-        is_held_back=throttled.is_held_back,
-    )
-    tried = RetryingRanges(hedged, Retries(SourceOptions(max_retries=20, retry_timeout_s=90), counters))
-    todo = itertools.count()
-
-    async def lane() -> None:
-        while (start := next(todo)) < reads:
-            await tried.read_range(VERSION, start, start + 1)
-
-    await asyncio.gather(*(lane() for _ in range(lanes)))
+    await land(account, reads, lanes, SourceOptions(max_retries=20, retry_timeout_s=90))
     return now_s() - starts_s
 
 
 def test_fourteen_loads_weather_a_limit_on_requests(monkeypatch):
     """Asked 5 % more often than needed at most, refusals and second reads included, and nobody takes twice the ideal time."""
-    monkeypatch.setattr(retrying, "time", _SimulatedClock)
+    monkeypatch.setattr(retrying, "time", SimulatedClock)
     random.seed(1)
     account, reads, per_s = Account(200.0), 512, 200.0
 
