@@ -24,14 +24,17 @@ _LANES_PER_TURN = 16
 class Rule:
     """How a cause is met: `first_wait_s` bounds the first wait, and doubles with each further one.
 
-    With `grace_s`, only so long after the load's beginning.
+    With `grace_s`, only so long after the load's beginning. No wait is shorter than the share `floor` of its bound.
     """
 
     meaning: str
     first_wait_s: float
     grace_s: float | None = None
+    floor: float = 0.0
 
 
+# Who is asked for less, and comes back at once, is refused again until no retry is left.
+_BUSY_FLOOR = 0.5
 _BLIP_S, _BUSY_S = 0.5, 1.0
 
 RULES = {
@@ -48,10 +51,10 @@ RULES = {
         ROLE_GRACE_S,
     ),
     Cause.REQUEST_TIMEOUT: Rule("the service waited too long for the request", _BLIP_S),
-    Cause.TOO_MANY: Rule("the service asks for less", _BUSY_S),
+    Cause.TOO_MANY: Rule("the service asks for less", _BUSY_S, floor=_BUSY_FLOOR),
     Cause.INTERNAL: Rule("the service failed", _BLIP_S),
     Cause.BAD_GATEWAY: Rule("a proxy got no answer", _BLIP_S),
-    Cause.UNAVAILABLE: Rule("the service is busy, or asks for less", _BUSY_S),
+    Cause.UNAVAILABLE: Rule("the service is busy, or asks for less", _BUSY_S, floor=_BUSY_FLOOR),
     Cause.GATEWAY_TIMEOUT: Rule("a proxy got no answer in time", _BLIP_S),
 }
 
@@ -69,7 +72,7 @@ class Policy:
         """How long to wait before the next attempt at least; None to give up.
 
         Exponential backoff with full jitter: anything between nothing and the bound, so that lanes and pods that failed
-        together do not come back together.
+        together do not come back together. Of a source that asks for less, half of the bound is no jitter.
 
         Args:
             cause: Why the last attempt failed; None where another would fail, too.
@@ -85,7 +88,7 @@ class Policy:
         if rule.grace_s is not None and load_s > rule.grace_s:
             return None
         bound_s = min(LONGEST_WAIT_S, rule.first_wait_s * 2 ** min(retries, 10))
-        wait_s = max(asked_s, draw * bound_s)
+        wait_s = max(asked_s, (rule.floor + (1 - rule.floor) * draw) * bound_s)
         return wait_s if elapsed_s + wait_s < self.timeout_s else None
 
 

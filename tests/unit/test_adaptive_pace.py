@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 
 import pytest
@@ -35,7 +34,7 @@ def test_without_a_refusal_nobody_waits(events):
 
 @given(EVENTS)
 def test_the_pace_is_never_nothing_and_a_refusal_never_raises_it(events):
-    """Whatever happens, a read's turn comes."""
+    """Whatever happens, a read's turn comes, and within three seconds."""
     pace, now = AdaptivePace(), 0.0
     for event, after_s in events:
         now += after_s
@@ -46,7 +45,7 @@ def test_the_pace_is_never_nothing_and_a_refusal_never_raises_it(events):
             pace.refused(now, now)
             assert pace.per_s(now) <= before
         else:
-            assert 0.0 <= pace.wait_s(now) < math.inf
+            assert 0.0 <= pace.wait_s(now) <= 3.0 + 1e-9
         assert pace.per_s(now) > 0
 
 
@@ -81,6 +80,29 @@ def test_refusals_of_reads_that_were_under_way_count_once():
     before = pace.per_s(refused_s + 1)
     pace.refused(refused_s - 0.01, refused_s + 1)
     assert pace.per_s(refused_s + 1) == before
+
+
+def test_a_source_that_answers_nobody_lowers_the_pace_once():
+    """Each refused read begins after the last decrease; none of them tells more than the first until one is answered."""
+    pace, refused_s = paced(10.0)
+    for number in range(1, 20):
+        pace.refused(refused_s + number / 10, refused_s + number / 10 + 0.02)
+    assert pace.per_s(refused_s + 1.92) == pytest.approx(8.0)
+    pace.answered(refused_s + 2.0)
+    pace.refused(refused_s + 2.1, refused_s + 2.12)
+    assert pace.per_s(refused_s + 2.12) < 8.0
+
+
+@pytest.mark.parametrize("answered_since", [0, 1, 3])
+def test_silence_is_not_slowness(answered_since):
+    """One refusal a minute after the last answer, or soon after the first ones since, holds nobody back for a second."""
+    pace = AdaptivePace()
+    for number in range(16):
+        pace.answered(number / 100)
+    for number in range(answered_since):
+        pace.answered(60 + number / 100)
+    pace.refused(60.1, 60.12)
+    assert max(pace.wait_s(60.13) for _ in range(8)) < 1.0
 
 
 class Account:

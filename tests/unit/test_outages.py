@@ -91,3 +91,12 @@ def test_attempts_and_their_waits_are_over_in_time():
         return now_s()
 
     assert 3 < simulate(main()) < 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("burst_s", "at_most_s"), [(2, 8.0), (5, 16.0), (10, 26.0)])
+def test_a_burst_of_refusals_is_over_soon_after_it(burst_s, at_most_s, seed):
+    """A load of three seconds: the burst, as long again at most because waits double, and twice the time without it."""
+    random.seed(seed)
+    assert 2.5 < seconds_of(Broken(0.05, Cause.UNAVAILABLE, 0.0, 0.0), 1000, 16) < 3.5
+    assert seconds_of(Broken(0.05, Cause.UNAVAILABLE, 1.0, 1.0 + burst_s), 1000, 16) < at_most_s

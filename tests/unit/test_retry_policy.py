@@ -54,14 +54,15 @@ def test_a_wait_is_within_every_limit(cause, retries, elapsed_s, load_s, asked_s
 
 @given(cause=CAUSES, retries=st.integers(0, 30), draw=st.floats(0, 1))
 def test_what_has_time_and_retries_left_is_tried_again(cause, retries, draw):
-    """And its longest wait grows with each attempt until it is the longest of all."""
+    """And its longest wait grows with each attempt until it is the longest of all; a busy source is left alone for half of it."""
 
     def wait_s(retries: int, draw: float) -> float:
         found = Policy(1000, 1e6).wait_s(cause, retries=retries, elapsed_s=0, load_s=0, draw=draw)
         assert found is not None
         return found
 
-    assert wait_s(retries, draw) == pytest.approx(draw * wait_s(retries, 1.0))
+    floor = 0.5 if cause in (Cause.UNAVAILABLE, Cause.TOO_MANY) else 0.0
+    assert wait_s(retries, draw) == pytest.approx((floor + (1 - floor) * draw) * wait_s(retries, 1.0))
     assert wait_s(retries + 1, 1.0) == min(LONGEST_WAIT_S, 2 * wait_s(retries, 1.0))
     assert wait_s(0, 1.0) == RULES[cause].first_wait_s
 
