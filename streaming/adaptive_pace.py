@@ -18,13 +18,18 @@ _RETURN_S = 3.0
 # Of fewer answers no rate follows; of more, one that is no longer true.
 _LEAST_ANSWERS = 4
 _MOST_ANSWERS = 16
+# Longer without an answer, nobody asked, or nothing was answered at all: that says nothing of how many reads are borne.
+_SILENCE_S = 1.0
+# No read's turn is further away: what is learned of a source meanwhile would come too late for it.
+_FARTHEST_S = 3.0
 
 
 class AdaptivePace:
     """The pace of one source, in reads per second."""
 
     def __init__(self) -> None:
-        self._answered_s: deque[float] = deque(maxlen=_MOST_ANSWERS)
+        self._gaps_s: deque[float] = deque(maxlen=_MOST_ANSWERS - 1)
+        self._answered_s: float | None = None
         self._borne_per_s = math.inf
         self._refused_s = -math.inf
         self._next_s = -math.inf
@@ -38,20 +43,29 @@ class AdaptivePace:
 
     def wait_s(self, now_s: float) -> float:
         """How long to wait before a read; its turn is taken."""
-        start_s = max(now_s, self._next_s)
+        start_s = max(now_s, min(self._next_s, now_s + _FARTHEST_S))
         self._next_s = start_s + 1 / self.per_s(now_s)
         return start_s - now_s
 
     def answered(self, now_s: float) -> None:
         """A read has got its bytes."""
-        self._answered_s.append(now_s)
+        if self._answered_s is not None:
+            self._gaps_s.append(min(now_s - self._answered_s, _SILENCE_S))
+        self._answered_s = now_s
 
     def refused(self, began_s: float, now_s: float) -> None:
-        """The source asked for fewer reads; of those that began before the last decrease, that was told already."""
-        if began_s <= self._refused_s or len(self._answered_s) < _LEAST_ANSWERS:
+        """The source asked for fewer reads; of those that began before the last decrease, that was told already.
+
+        Where nothing was answered since then, it is not the pace that is too high: it only stays where it is.
+        """
+        seconds = sum(self._gaps_s)
+        if (
+            began_s <= self._refused_s
+            or self._answered_s is None
+            or len(self._gaps_s) < _LEAST_ANSWERS - 1
+            or seconds <= 0
+        ):
             return
-        seconds = now_s - self._answered_s[0]
-        if seconds <= 0:
-            return
-        self._borne_per_s = min(self.per_s(now_s), len(self._answered_s) / seconds)
+        if self._answered_s > self._refused_s:
+            self._borne_per_s = min(self.per_s(now_s), len(self._gaps_s) / seconds)
         self._refused_s = now_s

@@ -34,7 +34,7 @@ class SourceError(StreamingError):
     """The source could not give a byte that was asked of it.
 
     `cause` is why, where another read may succeed; `status` that of the answer, `request_id` the service's own name for the
-    request ("" where it told none).
+    request ("" where it told none). `read_s` is how long the read itself took, where it had to wait for its turn before.
     """
 
     exit_code = 3
@@ -44,6 +44,7 @@ class SourceError(StreamingError):
         self.cause = cause
         self.status = status
         self.request_id = request_id
+        self.read_s: float | None = None
 
 
 class BlobNotFound(SourceError):

@@ -152,7 +152,7 @@ class _Patience:
             retries=self._retries,
             elapsed_s=elapsed_s,
             load_s=elapsed_s,
-            turn_s=broken.retry_after_s,
+            asked_s=broken.retry_after_s,
             draw=random.random(),  # noqa: S311  (jitter)
         )
         if wait_s is None:

@@ -40,7 +40,7 @@ class Reading:
         self.counters = counters
         self._source = source
         self._pipeline = request.pipeline
-        self._retries = Retries(request.source, counters)
+        self._retries = Retries(request.source, counters, self._pipeline.lanes)
         throttled = ThrottledReader(source, self._pipeline.throttling, self._pipeline.lanes, counters)
         hedged = HedgingReader(
             throttled,

@@ -11,24 +11,30 @@ from streaming.causes import Cause
 
 LONGEST_WAIT_S = 15.0
 ROLE_GRACE_S = 60.0
-# Beyond what is free, a tenth of a load's reads may be repeated at once; each further repetition waits for its turn.
+# Beyond what is free, a tenth of a load's reads may be repeated at once; each further repetition waits for its turn. Both
+# follow the lanes, which fail together: what is a turn of sixteen is one of each sixteen.
 FREE_RETRIES = 32
+FREE_RETRIES_PER_LANE = 2
 RETRY_SHARE = 0.1
 TURN_S = 1.0
+_LANES_PER_TURN = 16
 
 
 @dataclass(frozen=True)
 class Rule:
     """How a cause is met: `first_wait_s` bounds the first wait, and doubles with each further one.
 
-    With `grace_s`, only so long after the load's beginning.
+    With `grace_s`, only so long after the load's beginning. No wait is shorter than the share `floor` of its bound.
     """
 
     meaning: str
     first_wait_s: float
     grace_s: float | None = None
+    floor: float = 0.0
 
 
+# Who is asked for less, and comes back at once, is refused again until no retry is left.
+_BUSY_FLOOR = 0.5
 _BLIP_S, _BUSY_S = 0.5, 1.0
 
 RULES = {
@@ -45,36 +51,36 @@ RULES = {
         ROLE_GRACE_S,
     ),
     Cause.REQUEST_TIMEOUT: Rule("the service waited too long for the request", _BLIP_S),
-    Cause.TOO_MANY: Rule("the service asks for less", _BUSY_S),
+    Cause.TOO_MANY: Rule("the service asks for less", _BUSY_S, floor=_BUSY_FLOOR),
     Cause.INTERNAL: Rule("the service failed", _BLIP_S),
     Cause.BAD_GATEWAY: Rule("a proxy got no answer", _BLIP_S),
-    Cause.UNAVAILABLE: Rule("the service is busy, or asks for less", _BUSY_S),
+    Cause.UNAVAILABLE: Rule("the service is busy, or asks for less", _BUSY_S, floor=_BUSY_FLOOR),
     Cause.GATEWAY_TIMEOUT: Rule("a proxy got no answer in time", _BLIP_S),
 }
 
 
 @dataclass(frozen=True)
 class Policy:
-    """At most `max_retries` of one read, none of them later than `timeout_s` after its first attempt."""
+    """At most `max_retries` of one read, none of them later than after `timeout_s` of attempts and waits."""
 
     max_retries: int
     timeout_s: float
 
     def wait_s(
-        self, cause: Cause | None, *, retries: int, elapsed_s: float, load_s: float, turn_s: float, draw: float
+        self, cause: Cause | None, *, retries: int, elapsed_s: float, load_s: float, draw: float, asked_s: float = 0.0
     ) -> float | None:
-        """How long to wait before the next attempt; None to give up.
+        """How long to wait before the next attempt at least; None to give up.
 
         Exponential backoff with full jitter: anything between nothing and the bound, so that lanes and pods that failed
-        together do not come back together.
+        together do not come back together. Of a source that asks for less, half of the bound is no jitter.
 
         Args:
             cause: Why the last attempt failed; None where another would fail, too.
             retries: Of this read, made already.
-            elapsed_s: Since its first attempt.
+            elapsed_s: In its attempts and the waits told here; what it waited for others is not its own.
             load_s: Since the load began.
-            turn_s: Until the budget has room.
             draw: The jitter, from 0 to 1.
+            asked_s: How long the source itself asks to be left alone.
         """
         if cause is None or retries >= self.max_retries:
             return None
@@ -82,19 +88,21 @@ class Policy:
         if rule.grace_s is not None and load_s > rule.grace_s:
             return None
         bound_s = min(LONGEST_WAIT_S, rule.first_wait_s * 2 ** min(retries, 10))
-        wait_s = max(turn_s, draw * bound_s)
+        wait_s = max(asked_s, (rule.floor + (1 - rule.floor) * draw) * bound_s)
         return wait_s if elapsed_s + wait_s < self.timeout_s else None
 
 
 class Budget:
     """How many extra requests one load may make, so that many pods on a bad day do not make it worse.
 
-    `FREE_RETRIES`, and one more for every ten reads that succeed; who is beyond that has a turn every `TURN_S`. Taking turns
-    rather than giving up: a pod that gave up would start again, and fetch anew what it had.
+    `FREE_RETRIES`, or `FREE_RETRIES_PER_LANE` where that is more, and one for every ten reads that succeed; who is beyond that
+    has a turn every `TURN_S`, of more than sixteen lanes as much sooner. Taking turns rather than giving up: a pod that gave up
+    would start again, and fetch anew what it had.
     """
 
-    def __init__(self) -> None:
-        self._left = float(FREE_RETRIES)
+    def __init__(self, lanes: int = 1) -> None:
+        self._left = float(max(FREE_RETRIES, FREE_RETRIES_PER_LANE * lanes))
+        self._turn_s = TURN_S * min(1.0, _LANES_PER_TURN / lanes)
         self._next_turn_s = float("-inf")
 
     def earn(self) -> None:
@@ -110,4 +118,4 @@ class Budget:
         if self._left >= 1:
             self._left -= 1
         else:
-            self._next_turn_s = max(now_s, self._next_turn_s) + TURN_S
+            self._next_turn_s = max(now_s, self._next_turn_s) + self._turn_s

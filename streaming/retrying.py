@@ -33,13 +33,14 @@ class Retries:
     Args:
         options: How often and how long one read is tried.
         counters: Where retries are counted, by cause.
+        lanes: How many reads there are at once.
     """
 
-    def __init__(self, options: SourceOptions, counters: FetchCounters):
+    def __init__(self, options: SourceOptions, counters: FetchCounters, lanes: int = 1):
         self._policy = Policy(options.max_retries, options.retry_timeout_s)
         self._start_s = time.monotonic()
         self.counters = counters
-        self._budget = Budget()
+        self._budget = Budget(lanes)
         self._lock = threading.Lock()
 
     def begin(self) -> Read:
@@ -51,8 +52,8 @@ class Retries:
         with self._lock:
             self._budget.earn()
 
-    def wait_s(self, error: SourceError, retries: int, elapsed_s: float) -> float | None:
-        """As `Policy.wait_s`; a retry that is granted is counted."""
+    def wait_s(self, error: SourceError, retries: int, elapsed_s: float) -> tuple[float, float] | None:
+        """As `Policy.wait_s`, and how long it is until the budget has room; a retry that is granted is counted."""
         with self._lock:
             now_s = time.monotonic()
             wait_s = self._policy.wait_s(
@@ -60,21 +61,27 @@ class Retries:
                 retries=retries,
                 elapsed_s=elapsed_s,
                 load_s=now_s - self._start_s,
-                turn_s=self._budget.turn_s(now_s),
                 draw=random.random(),  # noqa: S311 - no secret
             )
-            if wait_s is not None and error.cause is not None:
-                self._budget.spend(now_s)
-                self.counters.retries[error.cause] = self.counters.retries.get(error.cause, 0) + 1
-        return wait_s
+            if wait_s is None or error.cause is None:
+                return None
+            turn_s = self._budget.turn_s(now_s)
+            self._budget.spend(now_s)
+            self.counters.retries[error.cause] = self.counters.retries.get(error.cause, 0) + 1
+        return wait_s, turn_s
 
 
 class Read:
-    """One read and its attempts."""
+    """One read and its attempts.
+
+    Its clock stands still while it waits for others: for the budget's turn, and for its own turn to read. Else a load of many
+    lanes would give up reads that were hardly tried.
+    """
 
     def __init__(self, retries: Retries):
         self._retries = retries
-        self._start_s = time.monotonic()
+        self._attempt_at_s = time.monotonic()
+        self._elapsed_s = 0.0
         self._attempts = 0
 
     def wait_s(self, error: SourceError) -> float:
@@ -84,13 +91,18 @@ class Read:
             SourceError: `error`, which also says how often it was tried, if it is not tried again.
         """
         self._attempts += 1
-        elapsed_s = time.monotonic() - self._start_s
-        wait_s = self._retries.wait_s(error, self._attempts - 1, elapsed_s)
-        if wait_s is not None:
+        now_s = time.monotonic()
+        self._elapsed_s += now_s - self._attempt_at_s if error.read_s is None else error.read_s
+        granted = self._retries.wait_s(error, self._attempts - 1, self._elapsed_s)
+        if granted is not None:
+            own_s, turn_s = granted
+            wait_s = max(own_s, turn_s)
+            self._elapsed_s += own_s
+            self._attempt_at_s = now_s + wait_s
             return wait_s
         if self._attempts > 1:
             last = f", the last: {error.cause}" if error.cause else ""
-            error.args = (f"{error} ({self._attempts} attempts in {elapsed_s:.1f} s{last})",)
+            error.args = (f"{error} ({self._attempts} attempts in {self._elapsed_s:.1f} s{last})",)
         raise error
 
     def succeeded(self) -> None:

@@ -92,6 +92,7 @@ class ThrottledReader:
         try:
             data = await self._reader.read_range(version, start, end)
         except SourceError as error:
+            error.read_s = loop.time() - start_s
             if asks_for_less(error):
                 self._counters.throttles += 1
                 self._limit.refused(began_in)

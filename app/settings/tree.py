@@ -10,6 +10,7 @@ import msgspec
 from app.errors import UsageError
 from app.messages import EngineOptions
 from app.settings.device import Device
+from app.settings.kinds import shown_bytes
 from app.settings.model import ModelSettings, StartupSettings
 from app.settings.serving import EngineSettings, ObservabilitySettings, ServerSettings
 from app.settings.storage import StorageSettings
@@ -64,10 +65,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_served(settings: Settings) -> None:
-    """Refuse what this version cannot serve.
+    """Refuse what cannot be served.
 
     Raises:
-        UsageError: There is no model, or it asks for several GPUs.
+        UsageError: There is no model, it asks for several GPUs, or its bandwidth lets no chunk land before the load counts as stalled.
     """
     if not settings.model.uri:
         raise UsageError(
@@ -75,3 +76,10 @@ def check_served(settings: Settings) -> None:
         )
     if settings.engine.tensor_parallel_size > 1:
         raise UsageError("engine.tensor_parallel_size: not yet: this version serves on one device; use 1")
+    chunk_bytes, stall_s = settings.storage.pipeline_options().chunk_bytes, settings.startup.stall_timeout_s
+    bytes_per_s = settings.storage.max_bandwidth_bytes_per_s
+    if bytes_per_s is not None and chunk_bytes > stall_s * bytes_per_s:
+        raise UsageError(
+            f"storage.max_bandwidth_bytes_per_s: a chunk of {shown_bytes(chunk_bytes)} takes {chunk_bytes / bytes_per_s:.0f} s, "
+            f"longer than --stall-timeout ({stall_s:g} s): make --chunk-bytes smaller, or one of the two others larger"
+        )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
 import random
 
 import pytest
@@ -14,13 +12,10 @@ from hypothesis import strategies as st
 from streaming import retrying
 from streaming.adaptive_pace import AdaptivePace
 from streaming.causes import Cause
-from streaming.counters import FetchCounters
 from streaming.errors import SourceUnavailable
-from streaming.hedging import HedgingReader
-from streaming.options import HedgingOptions, SourceOptions, ThrottlingOptions
-from streaming.retrying import Retries, RetryingRanges
-from streaming.throttling import ThrottledReader
-from tests.simulated_time import VERSION, now_s, simulate
+from streaming.options import SourceOptions
+from tests.simulated_load import SimulatedClock, land
+from tests.simulated_time import now_s, simulate
 
 EVENTS = st.lists(st.tuples(st.sampled_from(["begin", "answer", "refusal"]), st.floats(0, 2)), max_size=200)
 
@@ -39,7 +34,7 @@ def test_without_a_refusal_nobody_waits(events):
 
 @given(EVENTS)
 def test_the_pace_is_never_nothing_and_a_refusal_never_raises_it(events):
-    """Whatever happens, a read's turn comes."""
+    """Whatever happens, a read's turn comes, and within three seconds."""
     pace, now = AdaptivePace(), 0.0
     for event, after_s in events:
         now += after_s
@@ -50,7 +45,7 @@ def test_the_pace_is_never_nothing_and_a_refusal_never_raises_it(events):
             pace.refused(now, now)
             assert pace.per_s(now) <= before
         else:
-            assert 0.0 <= pace.wait_s(now) < math.inf
+            assert 0.0 <= pace.wait_s(now) <= 3.0 + 1e-9
         assert pace.per_s(now) > 0
 
 
@@ -87,6 +82,29 @@ def test_refusals_of_reads_that_were_under_way_count_once():
     assert pace.per_s(refused_s + 1) == before
 
 
+def test_a_source_that_answers_nobody_lowers_the_pace_once():
+    """Each refused read begins after the last decrease; none of them tells more than the first until one is answered."""
+    pace, refused_s = paced(10.0)
+    for number in range(1, 20):
+        pace.refused(refused_s + number / 10, refused_s + number / 10 + 0.02)
+    assert pace.per_s(refused_s + 1.92) == pytest.approx(8.0)
+    pace.answered(refused_s + 2.0)
+    pace.refused(refused_s + 2.1, refused_s + 2.12)
+    assert pace.per_s(refused_s + 2.12) < 8.0
+
+
+@pytest.mark.parametrize("answered_since", [0, 1, 3])
+def test_silence_is_not_slowness(answered_since):
+    """One refusal a minute after the last answer, or soon after the first ones since, holds nobody back for a second."""
+    pace = AdaptivePace()
+    for number in range(16):
+        pace.answered(number / 100)
+    for number in range(answered_since):
+        pace.answered(60 + number / 100)
+    pace.refused(60.1, 60.12)
+    assert max(pace.wait_s(60.13) for _ in range(8)) < 1.0
+
+
 class Account:
     """A source that refuses what is more than `per_s` reads a second, of which a second's may come together."""
 
@@ -107,37 +125,16 @@ class Account:
         return b"x"
 
 
-class _SimulatedClock:
-    monotonic = staticmethod(now_s)
-
-
 async def one_load(account: Account, reads: int, lanes: int, starts_s: float) -> float:
-    """As `streaming.reading` puts them together; gives its seconds."""
+    """Gives its seconds."""
     await asyncio.sleep(starts_s)
-    counters = FetchCounters()
-    throttled = ThrottledReader(account, ThrottlingOptions(), lanes, counters)
-    hedged = HedgingReader(
-        throttled,
-        HedgingOptions(),
-        lanes,
-        counters,
-        read_again=throttled.read_again,
-        is_held_back=throttled.is_held_back,
-    )
-    tried = RetryingRanges(hedged, Retries(SourceOptions(max_retries=20, retry_timeout_s=90), counters))
-    todo = itertools.count()
-
-    async def lane() -> None:
-        while (start := next(todo)) < reads:
-            await tried.read_range(VERSION, start, start + 1)
-
-    await asyncio.gather(*(lane() for _ in range(lanes)))
+    await land(account, reads, lanes, SourceOptions(max_retries=20, retry_timeout_s=90))
     return now_s() - starts_s
 
 
 def test_fourteen_loads_weather_a_limit_on_requests(monkeypatch):
     """Asked 5 % more often than needed at most, refusals and second reads included, and nobody takes twice the ideal time."""
-    monkeypatch.setattr(retrying, "time", _SimulatedClock)
+    monkeypatch.setattr(retrying, "time", SimulatedClock)
     random.seed(1)
     account, reads, per_s = Account(200.0), 512, 200.0
 

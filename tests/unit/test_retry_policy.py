@@ -33,35 +33,36 @@ def test_every_cause_has_a_rule():
     retries=st.integers(0, 2000),
     elapsed_s=SECONDS,
     load_s=SECONDS,
-    turn_s=SECONDS,
+    asked_s=SECONDS,
     draw=st.floats(0, 1),
     max_retries=st.integers(0, 2000),
     timeout_s=SECONDS,
 )
-def test_a_wait_is_within_every_limit(cause, retries, elapsed_s, load_s, turn_s, draw, max_retries, timeout_s):
-    """Whoever may wait has a cause, retries and time left, waits at least for its turn and never longer than the bound."""
+def test_a_wait_is_within_every_limit(cause, retries, elapsed_s, load_s, asked_s, draw, max_retries, timeout_s):
+    """Whoever may wait has a cause, retries and time left, waits at least as asked and never longer than the bound."""
     wait_s = Policy(max_retries, timeout_s).wait_s(
-        cause, retries=retries, elapsed_s=elapsed_s, load_s=load_s, turn_s=turn_s, draw=draw
+        cause, retries=retries, elapsed_s=elapsed_s, load_s=load_s, draw=draw, asked_s=asked_s
     )
     if wait_s is None:
         return
     assert cause is not None
     assert retries < max_retries
     assert elapsed_s + wait_s < timeout_s
-    assert turn_s <= wait_s <= max(turn_s, LONGEST_WAIT_S)
+    assert asked_s <= wait_s <= max(asked_s, LONGEST_WAIT_S)
     assert cause is not Cause.ROLE or load_s <= ROLE_GRACE_S
 
 
 @given(cause=CAUSES, retries=st.integers(0, 30), draw=st.floats(0, 1))
 def test_what_has_time_and_retries_left_is_tried_again(cause, retries, draw):
-    """And its longest wait grows with each attempt until it is the longest of all."""
+    """And its longest wait grows with each attempt until it is the longest of all; a busy source is left alone for half of it."""
 
     def wait_s(retries: int, draw: float) -> float:
-        found = Policy(1000, 1e6).wait_s(cause, retries=retries, elapsed_s=0, load_s=0, turn_s=0, draw=draw)
+        found = Policy(1000, 1e6).wait_s(cause, retries=retries, elapsed_s=0, load_s=0, draw=draw)
         assert found is not None
         return found
 
-    assert wait_s(retries, draw) == pytest.approx(draw * wait_s(retries, 1.0))
+    floor = 0.5 if cause in (Cause.UNAVAILABLE, Cause.TOO_MANY) else 0.0
+    assert wait_s(retries, draw) == pytest.approx((floor + (1 - floor) * draw) * wait_s(retries, 1.0))
     assert wait_s(retries + 1, 1.0) == min(LONGEST_WAIT_S, 2 * wait_s(retries, 1.0))
     assert wait_s(0, 1.0) == RULES[cause].first_wait_s
 
@@ -95,6 +96,16 @@ def test_who_is_over_the_budget_takes_turns():
     for _ in range(11):
         budget.earn()
     assert budget.turn_s(5.0) == 0.0
+
+
+@pytest.mark.parametrize(("lanes", "free", "turn_s"), [(4, 32, 1.0), (16, 32, 1.0), (64, 128, 0.25), (128, 256, 0.125)])
+def test_the_budget_follows_the_lanes(lanes, free, turn_s):
+    """They fail together: two retries of each are free, and its share of the turns is that of sixteen."""
+    budget = Budget(lanes)
+    for _ in range(free + 1):
+        assert budget.turn_s(5.0) == 0.0
+        budget.spend(5.0)
+    assert budget.turn_s(5.0) == turn_s
 
 
 @pytest.mark.parametrize(

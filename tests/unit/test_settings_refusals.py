@@ -33,6 +33,11 @@ from tests.unit.configurations import SECRETS, URI, config_file, message
         ([URI, "--device", "gpu"], {}, ["engine.device", "auto, cpu, cuda or cuda:N"]),
         ([URI, "--device", "cuda:2"], {"CUDA_VISIBLE_DEVICES": "0,1"}, ["engine.device=cuda:2", "shows 2 GPUs"]),
         ([URI, "--tensor-parallel-size", "2"], {}, ["engine.tensor_parallel_size", "not yet"]),
+        (
+            [URI, "--max-bandwidth", "1MiB", "--chunk-mib", "256"],
+            {},
+            ["storage.max_bandwidth_bytes_per_s", "256 MiB takes 256 s", "--stall-timeout (120 s)", "--chunk-bytes"],
+        ),
         ([], {}, ["no model", "coldstream serve URI", "COLDSTREAM_MODEL"]),
         ([URI, "--model", "az://other/model"], {}, ["model.uri is given twice", "argument URI", "--model"]),
         ([URI, "other"], {}, ["too many arguments"]),
