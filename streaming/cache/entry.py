@@ -15,6 +15,7 @@ import shutil
 import stat
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -38,9 +39,7 @@ class Entry:
     def __init__(self, key: BlobKey, fds: tuple[int, int, int]):
         self._key_digest, self._size_bytes = key.digest, key.size_bytes
         lock_fd, self._data_fd, self._index_fd = fds
-        self._fds = [*fds]
-        weakref.finalize(self, _close, self._fds)  # not before the last read in a thread has ended
-        self._writing_fds: tuple[int, int] | None = None
+        weakref.finalize(self, _close, fds)  # not before the last read in a thread has ended
         self._index = Index()
         self._seen_bytes = 0
         self._lock = threading.Lock()
@@ -77,23 +76,14 @@ class Entry:
             self._catch_up()
             if self._index.has(found):
                 return  # another server was first
-        data_fd, index_fd = self._open_for_writing()
-        write_at(data_fd, data, start)
-        size_bytes = os.fstat(index_fd).st_size
-        whole_bytes = size_bytes - size_bytes % RECORD_BYTES  # over what somebody's end has torn
-        write_at(index_fd, memoryview(encode(self._key_digest, found)), whole_bytes)
+        with _writable(self._data_fd) as data_fd:
+            write_at(data_fd, data, start)
+        with _writable(self._index_fd) as index_fd:
+            size_bytes = os.fstat(index_fd).st_size
+            whole_bytes = size_bytes - size_bytes % RECORD_BYTES  # over what somebody's end has torn
+            write_at(index_fd, memoryview(encode(self._key_digest, found)), whole_bytes)
         with self._lock:
             self._index.add(found)
-
-    def _open_for_writing(self) -> tuple[int, int]:
-        """Of the same files: the names may lead to others by now, or nowhere."""
-        if self._writing_fds is None:
-            data_fd, index_fd = (
-                os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC) for fd in (self._data_fd, self._index_fd)
-            )
-            self._writing_fds = data_fd, index_fd
-            self._fds += self._writing_fds
-        return self._writing_fds
 
     def _catch_up(self) -> None:
         """Read what has been added to the index, by whomever."""
@@ -106,9 +96,19 @@ class Entry:
         self._seen_bytes = size_bytes
 
 
-def _close(fds: list[int]) -> None:
+def _close(fds: tuple[int, int, int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _writable(fd: int) -> Iterator[int]:
+    """The same file for a moment: its name may lead to another by now, or nowhere, and descriptors are few."""
+    writing_fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield writing_fd
+    finally:
+        os.close(writing_fd)
 
 
 def open_entry(key: BlobKey, path: Path) -> Entry | None:

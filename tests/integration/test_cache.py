@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,27 @@ def test_a_second_start_reads_the_disk(folder, cache):
     assert (counted(first).cache_hit_bytes, counted(first).cache_miss_bytes) == (0, total)
     assert (counted(second).cache_hit_bytes, counted(second).cache_miss_bytes) == (total, 0)
     assert not first.fallbacks + second.fallbacks
+
+
+def test_a_loader_may_open_all_the_files_that_the_hard_limit_allows(folder, cache):
+    """A low soft limit, as shells and services have it, costs no cache."""
+    random_shards(folder)
+    limits = _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > 200
+    seen = []
+
+    def look(child, _message):
+        if not seen:
+            seen.append(Path(f"/proc/{child.process.pid}/limits").read_text())
+
+    with BlobServer(folder) as server:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        try:
+            load(server.url, pipeline=SMALL, cache=cache, on_message=look)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (line,) = (line.split() for line in seen[0].splitlines() if line.startswith("Max open files"))
+    assert line[3] == line[4] == str(hard)
 
 
 def test_chunks_of_another_size_are_found_too(folder, cache):

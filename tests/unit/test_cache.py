@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
+import resource
 import shutil
 import tempfile
 import threading
@@ -268,6 +270,69 @@ def test_a_folder_that_cannot_be_made_is_told_once(tmp_path):
     load = loaded(CacheOptions(folder=str(tmp_path / "file" / "cache")), (0, 1000), (0, 1000))
     assert load.oracle.asked_bytes == 2000
     assert [what for what, _ in load.fallbacks if what == OFF] == [OFF]
+
+
+@pytest.fixture
+def few_files():
+    """Allows so many more descriptors than are open; the old limit is back afterwards."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def allow(more: int) -> None:
+        free = itertools.filterfalse(open_fds().__contains__, itertools.count())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), limits[1]))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def open_fds() -> set[int]:
+    """What this process has open."""
+    return {int(fd.name) for fd in Path("/proc/self/fd").iterdir()}
+
+
+def test_more_blobs_than_descriptors_are_not_cached(options, few_files):
+    """Before any is opened: what is left is for the source. It is told once, with the figures."""
+    loaded(options, (0, 1000))
+    few_files(cached.open_files(1))
+    many = [VERSIONS[0], *(BlobVersion(str(number), 10, '"e"') for number in range(300))]
+    load = OneLoad(options, many)
+    load.read(VERSIONS[0], 0, 1000)
+    load.cached.finish()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = cached.open_files(len(many))
+    assert load.fallbacks == [
+        (OFF, f"301 cached blobs take {needed} open files, {limit} are allowed: raise `ulimit -Hn`")
+    ]
+    assert loaded(options, (0, 1000)).oracle.asked_bytes == 0
+
+
+def test_descriptors_that_run_out_are_given_back(options, few_files, monkeypatch):
+    """EMFILE in the middle of the blobs: none stays open, and the load reads the source."""
+    versions = [VERSIONS[0], *(BlobVersion(str(number), 10, '"e"') for number in range(10))]
+    store = Store(options)
+    for version in versions:
+        store.write(key_of(LOCATION, version), 0, memoryview(BYTES[VERSIONS[0]])[:10])
+    store.close()
+    monkeypatch.setattr(cached, "_OTHER_FILES", -1000)
+    before = open_fds()
+    few_files(10)
+    load = OneLoad(options, versions)
+    assert load.cached._ready.exception() is not None  # an event loop takes some, too
+    assert len(open_fds()) == len(before)
+    load.read(VERSIONS[0], 0, 1000)
+    assert load.fallbacks == [(OFF, f"{options.folder}: Too many open files")]
+    load.cached.finish()
+
+
+def test_a_blob_takes_no_more_descriptors_than_are_counted(options):
+    """Whether it is read or written."""
+    store, before = Store(options), open_fds()
+    for version in VERSIONS:
+        store.write(key_of(LOCATION, version), 0, memoryview(BYTES[version]))
+        assert store.read(key_of(LOCATION, version), 0, SIZE_BYTES) == BYTES[version]
+    taken = len(open_fds() - before)
+    assert taken == cached.open_files(len(VERSIONS)) - cached.open_files(0)
+    store.close()
 
 
 def test_strangers_are_deleted_in_its_own_folder_only(options):
