@@ -1,10 +1,10 @@
 """A folder of cached blobs that several processes share: which are open, and room for more.
 
-    FOLDER/v1/lock           held while somebody writes, so that nobody counts the same room twice
-    FOLDER/v1/<64 digits>/   one version of one blob (`streaming.cache.entry`)
+    FOLDER/coldstream-cache-v1/lock           held while somebody writes, so that nobody counts the same room twice
+    FOLDER/coldstream-cache-v1/<64 digits>/   one version of one blob (`streaming.cache.entry`)
 
 Takes ranges of blobs, gives them back if they are whole. Never takes more than the limit, leaves the file system its
-reserve, and deletes what it does not know within `v1` only.
+reserve, and deletes only what has a name that it gives.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from streaming.cache.entry import Entry, create, last_used_s, lock_idle, open_entry
+from streaming.cache.entry import NEW, Entry, create, last_used_s, lock_idle, open_entry
 from streaming.cache.eviction import Resident, victims, wanted_bytes
 from streaming.cache.keys import BlobKey
 from streaming.options import MIB, CacheOptions
 
-VERSION = "v1"
+# Nobody else has a folder of this name: what is in it may be deleted.
+VERSION = "coldstream-cache-v1"
 _LOCK = "lock"
 _TRASH = ".trash-"
 _BLOB_FOLDER = re.compile(r"[0-9a-f]{64}")
 # What a range is cut into: at most so much is read that was not asked for.
 _PIECE_BYTES = 8 * MIB
-# A folder that another process is making, or a stranger's.
+# A folder that another process may still be making.
 _STRAY_AGE_S = 600.0
 
 
@@ -135,16 +136,13 @@ class Store:
         return bool(chosen)
 
     def _residents(self) -> Iterator[Resident]:
-        """Every blob's folder; what is none and is not being made is deleted."""
+        """Every blob's folder; what a process that died was making or deleting is deleted."""
         for found in os.scandir(self._root):
             path = self._root / found.name
             if _BLOB_FOLDER.fullmatch(found.name):
                 yield Resident(last_used_s(path), found.name, _disk_bytes(path))
-            elif found.name != _LOCK:
-                with contextlib.suppress(OSError):
-                    is_old = path.lstat().st_mtime < time.time() - _STRAY_AGE_S
-                    if is_old or found.name.startswith(_TRASH):
-                        _remove(path)
+            elif found.name.startswith(_TRASH) or (found.name.startswith(NEW) and _is_old(path)):
+                _remove(path)
 
     def _discard(self, path: Path) -> None:
         """Delete a folder, unless a load uses it."""
@@ -162,11 +160,19 @@ class Store:
         _remove(trash)
 
 
+def _is_old(path: Path) -> bool:
+    try:
+        return path.lstat().st_mtime < time.time() - _STRAY_AGE_S
+    except OSError:
+        return False  # it has just got its name
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _disk_bytes(path: Path) -> int:

@@ -138,7 +138,7 @@ def _load_and_kill(url: str, cache: CacheOptions, *, after_s: float) -> None:
 def _kept_bytes(cache: CacheOptions) -> int:
     """What the indexes name; no two of these ranges overlap."""
     kept = 0
-    for folder in Path(cache.folder).glob("v1/*/"):
+    for folder in Path(cache.folder).glob("coldstream-cache-v1/*/"):
         key = msgspec.json.decode((folder / "blob.json").read_bytes(), type=BlobKey)
         ranges = set(decode(key.digest, key.size_bytes, (folder / "index").read_bytes()))
         kept += sum(found.end - found.start for found in ranges)
@@ -161,7 +161,7 @@ def test_a_folder_deleted_in_the_middle_costs_only_the_cache(folder, cache):
     expected = random_shards(folder)
     with BlobServer(folder) as server:
         load(server.url, pipeline=SMALL, cache=cache)
-        for entry in sorted(Path(cache.folder).glob("v1/*/"))[:1]:
+        for entry in sorted(Path(cache.folder).glob("coldstream-cache-v1/*/"))[:1]:
             shutil.rmtree(entry)
         server.throttle = Throttle(2e6)
         seen = []

@@ -163,7 +163,7 @@ def test_what_is_covered_is_not_fetched(extents, asked):
 def test_a_rotten_range_is_fetched_and_mended(options):
     """One flipped bit costs one read, once."""
     loaded(options, (0, 1000), (1000, 2000))
-    (data,) = Path(options.folder).glob("v1/*/data")
+    (data,) = Path(options.folder).glob("coldstream-cache-v1/*/data")
     rotten = bytearray(data.read_bytes())
     rotten[1500] ^= 1
     data.write_bytes(rotten)
@@ -199,13 +199,13 @@ def test_what_has_no_strong_etag_is_not_kept(options, etag):
     ((what, reason),) = load.fallbacks
     assert what == OFF
     assert "no strong ETag (a)" in reason
-    assert not list(Path(options.folder).glob("v1/*"))
+    assert not list(Path(options.folder).glob("coldstream-cache-v1/*"))
 
 
 def test_a_person_can_see_what_a_folder_is(options):
     """Address, ETag and size in JSON; the bytes at their places."""
     loaded(options, (0, SIZE_BYTES))
-    (folder,) = (path for path in (Path(options.folder) / "v1").iterdir() if path.is_dir())
+    (folder,) = (path for path in (Path(options.folder) / "coldstream-cache-v1").iterdir() if path.is_dir())
     assert '"uri": "http://host/model/a"' in (folder / "blob.json").read_text()
     assert (folder / "data").read_bytes() == BYTES[VERSIONS[0]]
 
@@ -234,8 +234,8 @@ def test_the_longest_unused_blob_goes_first(options):
         store, key = Store(small), key_of(LOCATION, version)
         store.write(key, 0, memoryview(os.urandom(MIB)))
         store.close()
-        os.utime(Path(options.folder) / "v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
-    left = {path.name for path in (Path(options.folder) / "v1").iterdir()} - {"lock"}
+        os.utime(Path(options.folder) / "coldstream-cache-v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
+    left = {path.name for path in (Path(options.folder) / "coldstream-cache-v1").iterdir()} - {"lock"}
     assert left == {key_of(LOCATION, version).folder for version in versions[1:]}
 
 
@@ -247,7 +247,7 @@ def test_what_a_load_uses_is_not_deleted(options):
     first.write(keys[0], 0, memoryview(os.urandom(MIB)))
     with pytest.raises(CacheFull):
         second.write(keys[1], 0, memoryview(os.urandom(MIB)))
-    assert lock_idle(Path(options.folder) / "v1" / keys[0].folder) is None
+    assert lock_idle(Path(options.folder) / "coldstream-cache-v1" / keys[0].folder) is None
     first.close()
     second.write(keys[1], 0, memoryview(os.urandom(MIB)))
     second.close()
@@ -335,18 +335,20 @@ def test_a_blob_takes_no_more_descriptors_than_are_counted(options):
     store.close()
 
 
-def test_strangers_are_deleted_in_its_own_folder_only(options):
-    """Trash at once, what is old and unknown too; what is new or beside v1 stays."""
-    root = Path(options.folder) / "v1"
-    (root / ".trash-1").mkdir(parents=True)
-    (root / "old").touch()
-    os.utime(root / "old", (0, 0))
-    (root / ".new-1").mkdir()
-    (Path(options.folder) / "mine").touch()
-    os.utime(Path(options.folder) / "mine", (0, 0))
+def test_only_its_own_leavings_are_deleted(options):
+    """Trash at once, what was being made after ten minutes; never what has a name that the cache does not give."""
+    root = Path(options.folder) / "coldstream-cache-v1"
+    for name in (".trash-1", ".new-1", ".new-2", "model", "lost+found"):
+        (root / name).mkdir(parents=True)
+        (root / name / "weights").write_bytes(b"precious")
+        if name != ".new-2":
+            os.utime(root / name, (0, 0))
+    (Path(options.folder) / "v1" / "model").mkdir(parents=True)
+    os.utime(Path(options.folder) / "v1" / "model", (0, 0))
     loaded(options, (0, 1000))
-    assert {path.name for path in root.iterdir() if len(path.name) < 64} == {"lock", ".new-1"}
-    assert (Path(options.folder) / "mine").exists()
+    assert {path.name for path in root.iterdir() if len(path.name) < 64} == {"lock", ".new-2", "model", "lost+found"}
+    assert (root / "model" / "weights").read_bytes() == b"precious"
+    assert (Path(options.folder) / "v1" / "model").exists()
 
 
 @given(data=st.data(), ranges=st.lists(st.builds(Range, st.integers(0, 99), st.integers(1, 120), st.integers(0, 9))))
