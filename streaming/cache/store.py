@@ -1,6 +1,6 @@
 """A folder of cached blobs that several processes share: which are open, and room for more.
 
-    FOLDER/coldstream-cache-v1/lock           held while somebody writes, so that nobody counts the same room twice
+    FOLDER/coldstream-cache-v1/lock           held while somebody writes, has the sum of what all blobs take
     FOLDER/coldstream-cache-v1/<64 digits>/   one version of one blob (`streaming.cache.entry`)
 
 Takes ranges of blobs, gives them back if they are whole. Never takes more than the limit, leaves the file system its
@@ -34,6 +34,9 @@ _BLOB_FOLDER = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 8 * MIB
 # A folder that another process may still be making.
 _STRAY_AGE_S = 600.0
+# How much a process writes before it looks at the whole folder again: to look costs, and what is counted drifts.
+_LOOK_BYTES = 1 << 30
+_SUM_BYTES = 8
 
 
 class CacheFull(Exception):
@@ -49,6 +52,7 @@ class Store:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._entries: dict[BlobKey, Entry] = {}
         self._lock = threading.Lock()
+        self._unlooked_bytes = 0  # that may be written before the next look
 
     def open(self, key: BlobKey) -> Entry | None:
         """The blob's folder, from now on locked against deletion; None where there is none.
@@ -80,8 +84,8 @@ class Store:
         """
         for begin in range(0, len(data), _PIECE_BYTES):
             piece = data[begin : begin + _PIECE_BYTES]
-            with self._writing():
-                self._make_room(len(piece))
+            with self._writing() as lock_fd:
+                self._make_room(lock_fd, len(piece))
                 entry = self.open(key) or self._make(key)
                 if entry is None:
                     return  # somebody is deleting it
@@ -100,29 +104,42 @@ class Store:
         return self.open(key)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[int]:
         fd = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+            yield fd
         finally:
             os.close(fd)
 
-    def _make_room(self, nbytes: int) -> None:
-        residents = list(self._residents())
+    def _make_room(self, lock_fd: int, nbytes: int) -> None:
+        """Add to the sum that all processes share, so that none of them has to look for what the others write."""
+        used_bytes = int.from_bytes(os.pread(lock_fd, _SUM_BYTES, 0), "little")
+        if self._unlooked_bytes < nbytes or self._wanted_bytes(nbytes, used_bytes):
+            residents = list(self._residents())
+            used_bytes = sum(resident.nbytes for resident in residents)
+            self._unlooked_bytes = _LOOK_BYTES
+            if wanted := self._wanted_bytes(nbytes, used_bytes):
+                used_bytes -= self._evict(residents, wanted)
+        self._unlooked_bytes -= nbytes
+        os.pwrite(lock_fd, (used_bytes + nbytes).to_bytes(_SUM_BYTES, "little"), 0)
+
+    def _wanted_bytes(self, nbytes: int, used_bytes: int) -> int:
         disk = os.statvfs(self._root)
-        wanted = wanted_bytes(
+        return wanted_bytes(
             nbytes,
-            sum(resident.nbytes for resident in residents),
+            used_bytes,
             self._options.max_bytes,
             disk.f_bavail * disk.f_frsize,
             int(disk.f_blocks * disk.f_frsize * self._options.reserve_ratio),
         )
-        if wanted and not self._evict(residents, wanted):
-            raise CacheFull
 
-    def _evict(self, residents: list[Resident], wanted: int) -> bool:
-        """Delete the longest unused, if that is enough."""
+    def _evict(self, residents: list[Resident], wanted: int) -> int:
+        """Delete the longest unused, if that is enough; how many bytes they took.
+
+        Raises:
+            CacheFull: It is not.
+        """
         with contextlib.ExitStack() as locks:
             idle = []
             for resident in residents:
@@ -133,7 +150,9 @@ class Store:
             chosen = victims(idle, wanted)
             for resident in chosen:
                 self._delete(self._root / resident.name)
-        return bool(chosen)
+        if not chosen:
+            raise CacheFull
+        return sum(resident.nbytes for resident in chosen)
 
     def _residents(self) -> Iterator[Resident]:
         """Every blob's folder; what a process that died was making or deleting is deleted."""

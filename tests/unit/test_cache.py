@@ -239,6 +239,52 @@ def test_the_longest_unused_blob_goes_first(options):
     assert left == {key_of(LOCATION, version).folder for version in versions[1:]}
 
 
+def test_the_folder_is_not_looked_at_for_every_range(options, monkeypatch):
+    """Once for a store's first write, and then every so many bytes: with hundreds of blobs a look costs milliseconds."""
+    looks = []
+    residents = Store._residents
+    monkeypatch.setattr(Store, "_residents", lambda store: looks.append(store) or residents(store))
+    monkeypatch.setattr("streaming.cache.store._LOOK_BYTES", SIZE_BYTES)
+    store = Store(options)
+    for start in range(0, SIZE_BYTES, 100):
+        store.write(key_of(LOCATION, VERSIONS[0]), start, memoryview(BYTES[VERSIONS[0]])[start : start + 100])
+    assert len(looks) == 1
+    store.write(key_of(LOCATION, VERSIONS[2]), 0, memoryview(BYTES[VERSIONS[2]])[:100])
+    assert len(looks) == 2
+
+
+def test_processes_that_share_it_keep_one_limit(options):
+    """What one has written counts for the other at once, though neither looks at the folder."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=3 * MIB - 1)
+    stores = [Store(small), Store(small)]
+    keys = [key_of(LOCATION, BlobVersion(name, 3 * MIB, '"e"')) for name in "ab"]
+
+    def write(number: int) -> None:
+        stores[number % 2].write(keys[number % 2], number // 2 * MIB // 2, memoryview(os.urandom(MIB // 2)))
+
+    for number in range(5):
+        write(number)
+    with pytest.raises(CacheFull):
+        write(5)
+    data = Path(options.folder).glob("coldstream-cache-v1/*/data")
+    assert 2 * MIB <= sum(path.stat().st_blocks * 512 for path in data) <= 3 * MIB
+
+
+def test_a_sum_that_is_wrong_is_put_right(options):
+    """Blobs deleted by hand make room, and those that were put there take it."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=3 * MIB)
+    keys = [key_of(LOCATION, BlobVersion(name, 2 * MIB, '"e"')) for name in "ab"]
+    root = Path(options.folder) / "coldstream-cache-v1"
+    Store(small).write(keys[0], 0, memoryview(os.urandom(2 * MIB)))
+    shutil.rmtree(root / keys[0].folder)
+    store = Store(small)
+    store.write(keys[1], 0, memoryview(os.urandom(2 * MIB)))
+    (root / "lock").write_bytes(b"")
+    with pytest.raises(CacheFull):
+        Store(small).write(keys[0], 0, memoryview(os.urandom(2 * MIB)))
+    store.close()
+
+
 def test_what_a_load_uses_is_not_deleted(options):
     """Neither for this load's own sake nor for another's: then there is no room."""
     small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=MIB + MIB // 2)
