@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ _BLOB, _DATA, _INDEX = "blob.json", "data", "index"
 # Not blocking, because a stranger's pipe would.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MOST_NAME_BYTES = 64 << 10
+_LOCK_TRIES, _LOCK_PAUSE_S = 11, 0.01
 # What the folder of a blob must not be made of.
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
@@ -136,11 +138,25 @@ def _is_whole(key: BlobKey, path: Path, fds: list[int]) -> bool:
     if not all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
         return False
     try:
-        fcntl.flock(fds[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _share(fds[0])
         found = msgspec.json.decode(read_at(fds[0], 0, _MOST_NAME_BYTES), type=BlobKey)
     except (BlockingIOError, msgspec.DecodeError, UnicodeDecodeError):
         return False
     return found == key and (path / _BLOB).lstat().st_ino == os.fstat(fds[0]).st_ino
+
+
+def _share(fd: int) -> None:
+    """Wait a moment where somebody makes room: most of what is locked then is not deleted.
+
+    Raises:
+        BlockingIOError: It is locked for longer.
+    """
+    for _ in range(_LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def create(key: BlobKey, path: Path) -> None:

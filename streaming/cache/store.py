@@ -17,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from streaming.cache.entry import NEW, Entry, create, last_used_s, lock_idle, open_entry
@@ -141,18 +141,20 @@ class Store:
             CacheFull: It is not.
         """
         with contextlib.ExitStack() as locks:
-            idle = []
-            for resident in residents:
-                with contextlib.suppress(OSError):
-                    if (fd := lock_idle(self._root / resident.name)) is not None:
-                        locks.callback(os.close, fd)
-                        idle.append(resident)
-            chosen = victims(idle, wanted)
+            chosen = victims(self._idle(sorted(residents), locks), wanted)
             for resident in chosen:
                 self._delete(self._root / resident.name)
         if not chosen:
             raise CacheFull
         return sum(resident.nbytes for resident in chosen)
+
+    def _idle(self, residents: Iterable[Resident], locks: contextlib.ExitStack) -> Iterator[Resident]:
+        """Those that no load uses, each locked once it is asked for: a load that starts meanwhile misses what is locked."""
+        for resident in residents:
+            with contextlib.suppress(OSError):
+                if (fd := lock_idle(self._root / resident.name)) is not None:
+                    locks.callback(os.close, fd)
+                    yield resident
 
     def _residents(self) -> Iterator[Resident]:
         """Every blob's folder; what a process that died was making or deleting is deleted."""

@@ -299,6 +299,35 @@ def test_what_a_load_uses_is_not_deleted(options):
     second.close()
 
 
+def test_a_load_that_starts_while_room_is_made_finds_what_stays(options, monkeypatch):
+    """Only what goes is locked while it goes."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=5 * MIB // 2)
+    keys = [key_of(LOCATION, BlobVersion(name, MIB, '"e"')) for name in "abc"]
+    for age_s, key in zip((300, 100), keys, strict=False):
+        Store(small).write(key, 0, memoryview(os.urandom(MIB)))
+        os.utime(Path(options.folder) / "coldstream-cache-v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
+    found = []
+    delete = Store._delete
+
+    def start_and_delete(store: Store, path: Path) -> None:
+        found.append([Store(small).open(key) is not None for key in keys])
+        delete(store, path)
+
+    monkeypatch.setattr(Store, "_delete", start_and_delete)
+    Store(small).write(keys[2], 0, memoryview(os.urandom(MIB)))
+    assert found == [[False, True, False]]
+
+
+def test_a_blob_that_is_locked_for_a_moment_is_waited_for(options, monkeypatch):
+    """Somebody looks whether it is idle: it is there all the same."""
+    key = key_of(LOCATION, VERSIONS[0])
+    Store(options).write(key, 0, memoryview(BYTES[VERSIONS[0]]))
+    fd = lock_idle(Path(options.folder) / "coldstream-cache-v1" / key.folder)
+    assert fd is not None
+    monkeypatch.setattr("streaming.cache.entry.time.sleep", lambda _: os.close(fd))
+    assert Store(options).open(key) is not None
+
+
 def test_a_full_cache_is_told_once_and_still_read(options):
     """No room stops the writes of this load, not its reads."""
     loaded(options, (0, 1000))
@@ -435,7 +464,7 @@ def test_a_cover_has_no_hole(ranges, asked):
 )
 def test_victims_are_the_oldest_and_no_more_than_it_takes(idle, wanted):
     """Enough is freed, without the youngest of them it would not be, and none goes in vain."""
-    chosen = victims(idle, wanted)
+    chosen = victims(sorted(idle), wanted)
     if sum(resident.nbytes for resident in idle) < wanted:
         assert chosen == []
     else:
