@@ -23,7 +23,6 @@ import msgspec
 
 from streaming.cache.index import RECORD_BYTES, Index, Range, decode, encode
 from streaming.cache.keys import BlobKey
-from streaming.digests import crc64nvme
 
 NEW = ".new-"
 _BLOB, _DATA, _INDEX = "blob.json", "data", "index"
@@ -67,19 +66,24 @@ class Entry:
                 self._index.drop(found)
         return None if rotten else data[start - base : end - base]
 
-    def write(self, start: int, data: memoryview) -> None:
-        """Put bytes in their place, then say so. One process and thread at a time.
+    def has(self, found: Range) -> bool:
+        """Whether exactly this is there, whoever wrote it.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        with self._lock:
+            self._catch_up()
+            return self._index.has(found)
+
+    def write(self, found: Range, data: memoryview) -> None:
+        """Put the range's bytes in their place, then say so. One process and thread at a time.
 
         Raises:
             OSError: The disk is full or failed.
         """
-        found = Range(start, start + len(data), crc64nvme(data))
-        with self._lock:
-            self._catch_up()
-            if self._index.has(found):
-                return  # another server was first
         with _writable(self._data_fd) as data_fd:
-            write_at(data_fd, data, start)
+            write_at(data_fd, data, found.start)
         with _writable(self._index_fd) as index_fd:
             size_bytes = os.fstat(index_fd).st_size
             whole_bytes = size_bytes - size_bytes % RECORD_BYTES  # over what somebody's end has torn

@@ -22,7 +22,9 @@ from pathlib import Path
 
 from streaming.cache.entry import NEW, Entry, create, last_used_s, lock_idle, open_entry
 from streaming.cache.eviction import Resident, victims, wanted_bytes
+from streaming.cache.index import Range
 from streaming.cache.keys import BlobKey
+from streaming.digests import crc64nvme
 from streaming.options import MIB, CacheOptions
 
 # Nobody else has a folder of this name: what is in it may be deleted.
@@ -84,12 +86,14 @@ class Store:
         """
         for begin in range(0, len(data), _PIECE_BYTES):
             piece = data[begin : begin + _PIECE_BYTES]
+            found = Range(start + begin, start + begin + len(piece), crc64nvme(piece))
             with self._writing() as lock_fd:
+                if (entry := self.open(key)) is not None and entry.has(found):
+                    continue  # another process was first: it takes no room
                 self._make_room(lock_fd, len(piece))
-                entry = self.open(key) or self._make(key)
-                if entry is None:
+                if (entry := entry or self._make(key)) is None:
                     return  # somebody is deleting it
-                entry.write(start + begin, piece)
+                entry.write(found, piece)
 
     def close(self) -> None:
         """Let others delete what this process has used, once nobody reads it any more."""

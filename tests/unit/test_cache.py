@@ -328,6 +328,17 @@ def test_a_blob_that_is_locked_for_a_moment_is_waited_for(options, monkeypatch):
     assert Store(options).open(key) is not None
 
 
+def test_what_another_process_has_written_takes_no_room(options):
+    """Two replicas that start together: the second finds the cache full of what it wants to write."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=MIB + MIB // 2)
+    key, data = key_of(LOCATION, BlobVersion("a", MIB, '"e"')), memoryview(os.urandom(MIB))
+    first, second = Store(small), Store(small)
+    assert second.open(key) is None
+    first.write(key, 0, data)
+    second.write(key, 0, data)
+    assert second.read(key, 0, MIB) == data
+
+
 def test_a_full_cache_is_told_once_and_still_read(options):
     """No room stops the writes of this load, not its reads."""
     loaded(options, (0, 1000))
