@@ -10,11 +10,13 @@ reserve, and deletes only what has a name that it gives.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -46,12 +48,18 @@ class CacheFull(Exception):
 
 
 class Store:
-    """One process's view of the folder; any thread may read, one writes."""
+    """One process's view of the folder; any thread may read, one writes.
+
+    Raises:
+        OSError: The folder cannot be made, or a stranger may have put other weights there.
+    """
 
     def __init__(self, options: CacheOptions):
         self._options = options
         self._root = Path(options.folder) / VERSION
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (flaw := _flaw(self._root.lstat())) is not None:
+            raise PermissionError(errno.EPERM, f"{VERSION} in it {flaw}: name another folder with --cache-dir")
         self._entries: dict[BlobKey, Entry] = {}
         self._lock = threading.Lock()
         self._unlooked_bytes = 0  # that may be written before the next look
@@ -183,6 +191,21 @@ class Store:
         trash = path.with_name(f"{_TRASH}{secrets.token_hex(8)}")
         path.rename(trash)
         _remove(trash)
+
+
+def _flaw(found: os.stat_result) -> str | None:
+    """Why what is in this folder may be a stranger's; None where only this user and its own groups could write there.
+
+    A kubelet gives volumes to a pod's `fsGroup` and lets it write, also to what this process has made for itself alone.
+    """
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no folder"
+    if found.st_uid != os.geteuid():
+        return f"belongs to another user ({found.st_uid})"
+    is_own_group = found.st_gid in {os.getegid(), *os.getgroups()}
+    if found.st_mode & (stat.S_IWOTH if is_own_group else stat.S_IWOTH | stat.S_IWGRP):
+        return f"may be written to by others (mode {stat.S_IMODE(found.st_mode):o}, group {found.st_gid})"
+    return None
 
 
 def _is_old(path: Path) -> bool:

@@ -421,6 +421,45 @@ def test_a_blob_takes_no_more_descriptors_than_are_counted(options):
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "reason"),
+    [
+        (0o700, 0, 0, None),
+        (0o755, 0, 1, None),
+        (0o2770, 0, 0, None),  # as a kubelet leaves it for a pod's fsGroup
+        (0o700, 1, 0, "belongs to another user ({uid})"),
+        (0o2770, 0, 1, "may be written to by others (mode 2770, group {gid})"),
+        (0o1777, 0, 0, "may be written to by others (mode 1777, group {gid})"),
+    ],
+)
+def test_a_folder_that_others_may_write_to_is_not_used(options, monkeypatch, mode, uid, gid, reason):
+    """Their weights would be served; it is told once, and neither read nor written. `uid` and `gid`: 1 is a stranger's."""
+    root = Path(options.folder) / "coldstream-cache-v1"
+    loaded(options, (0, 1000))
+    root.chmod(mode)
+    found = root.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: found.st_uid + uid)
+    monkeypatch.setattr(os, "getegid", lambda: found.st_gid + gid)
+    monkeypatch.setattr(os, "getgroups", list)
+    load = loaded(options, (0, 1000), (1000, 2000))
+    if reason is None:
+        assert (load.oracle.asked_bytes, load.fallbacks) == (1000, [])
+    else:
+        told = reason.format(uid=found.st_uid, gid=found.st_gid)
+        line = f"{options.folder}: coldstream-cache-v1 in it {told}: name another folder with --cache-dir"
+        assert (load.oracle.asked_bytes, load.fallbacks) == (2000, [(OFF, line)])
+
+
+def test_a_link_in_the_place_of_its_folder_is_not_followed(options, tmp_path):
+    """Wherever it leads."""
+    Path(options.folder).mkdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (Path(options.folder) / "coldstream-cache-v1").symlink_to(tmp_path / "elsewhere")
+    load = loaded(options, (0, 1000))
+    assert [what for what, _ in load.fallbacks] == [OFF]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_only_its_own_leavings_are_deleted(options):
     """Trash at once, what was being made after ten minutes; never what has a name that the cache does not give."""
     root = Path(options.folder) / "coldstream-cache-v1"
