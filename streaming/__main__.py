@@ -45,7 +45,7 @@ from streaming.messages import (
 )
 from streaming.options import HOST_STAGING
 from streaming.plan import plan_load
-from streaming.process import die_with_parent, give_way, reuse_large_blocks
+from streaming.process import die_with_parent, give_way, raise_open_files, reuse_large_blocks
 from streaming.telling import Telling
 from streaming.wire import Connection, ConnectionClosed
 
@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
     fd, parent_pid = map(int, arguments)
     die_with_parent(parent_pid)
     give_way()
+    raise_open_files()
     reuse_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     connection: Connection[ToLoader] = Connection(socket.socket(fileno=fd), ToLoader)

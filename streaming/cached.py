@@ -7,6 +7,7 @@ nor long for a read. Knows the location and versions of blobs, but no checkpoint
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ _READERS = 8
 _PATIENCE_S = 10.0
 # The loader stays so much longer than the load at most; the queue is a second of a disk's work.
 _FINISH_S = 30.0
+# A folder of the cache is blob.json, data and index. What else a loader has open is mostly connections.
+_FILES_PER_BLOB = 3
+_OTHER_FILES = 128
+
+
+def open_files(blobs: int) -> int:
+    """How many descriptors a load of so many blobs takes with a cache."""
+    return blobs * _FILES_PER_BLOB + _OTHER_FILES
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,9 @@ class Cached:
         unpinned = next((version.name for version, key in found.items() if key is None), None)
         if unpinned is not None:
             self._on_fallback(OFF, f"the source gives no strong ETag ({unpinned}), which would tell versions apart")
+        if (lacking := _lacking_files(len(self._keys))) is not None:
+            self._keys = {}
+            self._on_fallback(OFF, lacking)
         self._ready = self._pool.submit(self._open_blobs, tuple(self._keys.values()))
 
     async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
@@ -121,8 +133,12 @@ class Cached:
 
     def _open_blobs(self, keys: tuple[BlobKey, ...]) -> None:
         store = self._store.result()
-        for key in keys:
-            store.open(key)
+        try:
+            for key in keys:
+                store.open(key)
+        except OSError:
+            store.close()  # nothing is read any more, and the source may need the descriptors
+            raise
 
     async def _find(self, version: BlobVersion, start: int, end: int) -> memoryview | None:
         """What the disk has of it; an error of the disk is its last."""
@@ -160,3 +176,11 @@ class Cached:
 
     def _reason(self, error: OSError) -> str:
         return f"{self._options.folder}: {error.strerror or f'no answer within {_PATIENCE_S:g} s'}"
+
+
+def _lacking_files(blobs: int) -> str | None:
+    """Why so many blobs are too many for this process; None where they are not. Without descriptors nothing is fetched."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or open_files(blobs) <= limit:
+        return None
+    return f"{blobs} cached blobs take {open_files(blobs)} open files, {limit} are allowed: raise `ulimit -Hn`"

@@ -59,7 +59,7 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
     request_timeout_s: float = 60.0
-    max_retries: int = 5
+    max_retries: int = 8
     retry_timeout_s: float = 60.0
 
 

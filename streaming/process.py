@@ -5,8 +5,10 @@ Takes nothing from the rest of the project; Linux only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +50,16 @@ def give_way() -> None:
     """
     if (os.cpu_count() or 1) <= _SMALL_MACHINE_CORES:
         os.nice(_NICENESS)
+
+
+def raise_open_files() -> None:
+    """Let this process open as many files as it may: a cache on disk holds three for every blob.
+
+    The soft limit is low for the sake of programs that use select(), which this one does not.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a hard limit above what the kernel allows by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def show_devices(visible: str) -> None:

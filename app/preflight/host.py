@@ -32,6 +32,7 @@ def look_at_host(environ: Mapping[str, str]) -> Host:
         shared_memory_bytes=_free_bytes("/dev/shm"),  # noqa: S108 - looked at, not written to
         memlock_bytes=_limit(resource.RLIMIT_MEMLOCK),
         open_files=_limit(resource.RLIMIT_NOFILE),
+        most_open_files=_hard_limit(resource.RLIMIT_NOFILE),
         nvme=tuple(sorted(path.name for path in Path("/sys/block").glob("nvme*"))),
         container=_container(environ),
     )
@@ -78,6 +79,11 @@ def _is_memory(folder: str) -> bool:
 def _limit(which: int) -> int | None:
     soft, _ = resource.getrlimit(which)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _hard_limit(which: int) -> int | None:
+    _, hard = resource.getrlimit(which)
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def _container(environ: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from app.preflight.judgement.model import judge_model
 from app.preflight.report import as_json, exit_code, table
 from app.preflight.source import SourceChecks
 from app.settings import Command, Settings
+from streaming.cached import open_files
 from streaming.describe import Description
 from streaming.errors import DeviceError
 from streaming.options import HOST_STAGING
@@ -129,6 +130,7 @@ def _demand(settings: Settings, found: Description | None, *, is_folder: bool) -
     downloads = staged and not is_folder
     shards_bytes = sum(version.size_bytes for version in found.versions) if found else None
     reads = pipeline.lanes + (0 if staged else pipeline.second_reads)
+    cache = None if staged else settings.storage.cache_options()
     return Demand(
         on_gpu=settings.device.kind == "cuda",
         is_staged=downloads,
@@ -136,5 +138,6 @@ def _demand(settings: Settings, found: Description | None, *, is_folder: bool) -
         chunks_bytes=pipeline.chunks_held * pipeline.chunk_bytes,
         slots_bytes=0 if staged else 2 * pipeline.writers * pipeline.chunk_bytes,
         connections=settings.server.max_waiting_requests + reads,
-        cache_dir=cache.folder if (cache := settings.storage.cache_options()) and not staged else None,
+        cache_dir=cache.folder if cache else None,
+        cache_files=open_files(len(found.versions)) if cache and found else 0,
     )

@@ -14,20 +14,22 @@ import secrets
 import shutil
 import stat
 import threading
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from streaming.cache.index import RECORD_BYTES, Index, Range, decode, encode
 from streaming.cache.keys import BlobKey
-from streaming.digests import crc64nvme
 
 NEW = ".new-"
 _BLOB, _DATA, _INDEX = "blob.json", "data", "index"
 # Not blocking, because a stranger's pipe would.
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MOST_NAME_BYTES = 64 << 10
+_LOCK_TRIES, _LOCK_PAUSE_S = 11, 0.01
 # What the folder of a blob must not be made of.
 _DAMAGED = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
@@ -38,9 +40,7 @@ class Entry:
     def __init__(self, key: BlobKey, fds: tuple[int, int, int]):
         self._key_digest, self._size_bytes = key.digest, key.size_bytes
         lock_fd, self._data_fd, self._index_fd = fds
-        self._fds = [*fds]
-        weakref.finalize(self, _close, self._fds)  # not before the last read in a thread has ended
-        self._writing_fds: tuple[int, int] | None = None
+        weakref.finalize(self, _close, fds)  # not before the last read in a thread has ended
         self._index = Index()
         self._seen_bytes = 0
         self._lock = threading.Lock()
@@ -66,34 +66,30 @@ class Entry:
                 self._index.drop(found)
         return None if rotten else data[start - base : end - base]
 
-    def write(self, start: int, data: memoryview) -> None:
-        """Put bytes in their place, then say so. One process and thread at a time.
+    def has(self, found: Range) -> bool:
+        """Whether exactly this is there, whoever wrote it.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        with self._lock:
+            self._catch_up()
+            return self._index.has(found)
+
+    def write(self, found: Range, data: memoryview) -> None:
+        """Put the range's bytes in their place, then say so. One process and thread at a time.
 
         Raises:
             OSError: The disk is full or failed.
         """
-        found = Range(start, start + len(data), crc64nvme(data))
-        with self._lock:
-            self._catch_up()
-            if self._index.has(found):
-                return  # another server was first
-        data_fd, index_fd = self._open_for_writing()
-        write_at(data_fd, data, start)
-        size_bytes = os.fstat(index_fd).st_size
-        whole_bytes = size_bytes - size_bytes % RECORD_BYTES  # over what somebody's end has torn
-        write_at(index_fd, memoryview(encode(self._key_digest, found)), whole_bytes)
+        with _writable(self._data_fd) as data_fd:
+            write_at(data_fd, data, found.start)
+        with _writable(self._index_fd) as index_fd:
+            size_bytes = os.fstat(index_fd).st_size
+            whole_bytes = size_bytes - size_bytes % RECORD_BYTES  # over what somebody's end has torn
+            write_at(index_fd, memoryview(encode(self._key_digest, found)), whole_bytes)
         with self._lock:
             self._index.add(found)
-
-    def _open_for_writing(self) -> tuple[int, int]:
-        """Of the same files: the names may lead to others by now, or nowhere."""
-        if self._writing_fds is None:
-            data_fd, index_fd = (
-                os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC) for fd in (self._data_fd, self._index_fd)
-            )
-            self._writing_fds = data_fd, index_fd
-            self._fds += self._writing_fds
-        return self._writing_fds
 
     def _catch_up(self) -> None:
         """Read what has been added to the index, by whomever."""
@@ -106,9 +102,19 @@ class Entry:
         self._seen_bytes = size_bytes
 
 
-def _close(fds: list[int]) -> None:
+def _close(fds: tuple[int, int, int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def _writable(fd: int) -> Iterator[int]:
+    """The same file for a moment: its name may lead to another by now, or nowhere, and descriptors are few."""
+    writing_fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield writing_fd
+    finally:
+        os.close(writing_fd)
 
 
 def open_entry(key: BlobKey, path: Path) -> Entry | None:
@@ -136,11 +142,25 @@ def _is_whole(key: BlobKey, path: Path, fds: list[int]) -> bool:
     if not all(stat.S_ISREG(os.fstat(fd).st_mode) for fd in fds):
         return False
     try:
-        fcntl.flock(fds[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _share(fds[0])
         found = msgspec.json.decode(read_at(fds[0], 0, _MOST_NAME_BYTES), type=BlobKey)
     except (BlockingIOError, msgspec.DecodeError, UnicodeDecodeError):
         return False
     return found == key and (path / _BLOB).lstat().st_ino == os.fstat(fds[0]).st_ino
+
+
+def _share(fd: int) -> None:
+    """Wait a moment where somebody makes room: most of what is locked then is not deleted.
+
+    Raises:
+        BlockingIOError: It is locked for longer.
+    """
+    for _ in range(_LOCK_TRIES - 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def create(key: BlobKey, path: Path) -> None:

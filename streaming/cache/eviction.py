@@ -20,11 +20,14 @@ def wanted_bytes(nbytes: int, used_bytes: int, max_bytes: int, free_bytes: int, 
 
 
 def victims(idle: Iterable[Resident], wanted: int) -> list[Resident]:
-    """Which of those that no load uses; none where all of them together would not be enough."""
+    """Which of those that no load uses, in this order; none where all of them together would not be enough.
+
+    Takes no more of `idle` than it needs.
+    """
     chosen: list[Resident] = []
-    for resident in sorted(idle):
-        if wanted <= 0:
-            break
+    for resident in idle:
         chosen.append(resident)
         wanted -= resident.nbytes
-    return chosen if wanted <= 0 else []
+        if wanted <= 0:
+            return chosen
+    return []

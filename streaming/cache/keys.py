@@ -6,7 +6,6 @@ Pure. A query, a user and a credential are no part of an address.
 from __future__ import annotations
 
 import hashlib
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
@@ -42,14 +41,9 @@ def key_of(location: Location, version: BlobVersion) -> BlobKey | None:
 def _base(location: Location) -> str:
     match location:
         case AzureLocation(account_url=url, container=container, prefix=prefix):
-            return "/".join(filter(None, (_public(url), container, prefix)))
+            return "/".join(filter(None, (url, container, prefix)))
         case HttpLocation(base_url=url):
-            return _public(url)
+            return url
         case FileLocation(folder):
             return f"file://{folder}"
     return str(location)
-
-
-def _public(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

@@ -72,7 +72,7 @@ def caches(tmp_path):
 def published(cache: CacheOptions) -> dict[tuple[str, str], set[tuple[int, int]]]:
     """The ranges that the indexes name by blob and version; from its record on a range is promised to the next load."""
     found = {}
-    for folder in Path(cache.folder).glob("v1/*/"):
+    for folder in Path(cache.folder).glob("coldstream-cache-v1/*/"):
         with contextlib.suppress(FileNotFoundError):  # one that was deleted while it was made
             key = msgspec.json.decode((folder / "blob.json").read_bytes(), type=BlobKey)
             ranges = decode(key.digest, key.size_bytes, (folder / "index").read_bytes())
@@ -159,7 +159,7 @@ def test_a_cache_that_is_deleted_at_any_moment_is_only_slower(served, caches, ti
     for after, cache in zip(served.moments(times), caches, strict=False):
         with FaultServer(served.folder) as server:
             load(server.url, pipeline=SMALL, cache=cache)
-            for entry in sorted(Path(cache.folder).glob("v1/*/"))[:1]:
+            for entry in sorted(Path(cache.folder).glob("coldstream-cache-v1/*/"))[:1]:
                 shutil.rmtree(entry)
             server.throttle = Throttle(BYTES_PER_S)
             with Later(after, lambda _: shutil.rmtree(cache.folder, ignore_errors=True)) as delete:  # noqa: B023

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,27 @@ def test_a_second_start_reads_the_disk(folder, cache):
     assert not first.fallbacks + second.fallbacks
 
 
+def test_a_loader_may_open_all_the_files_that_the_hard_limit_allows(folder, cache):
+    """A low soft limit, as shells and services have it, costs no cache."""
+    random_shards(folder)
+    limits = _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert hard > 200
+    seen = []
+
+    def look(child, _message):
+        if not seen:
+            seen.append(Path(f"/proc/{child.process.pid}/limits").read_text())
+
+    with BlobServer(folder) as server:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        try:
+            load(server.url, pipeline=SMALL, cache=cache, on_message=look)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (line,) = (line.split() for line in seen[0].splitlines() if line.startswith("Max open files"))
+    assert line[3] == line[4] == str(hard)
+
+
 def test_chunks_of_another_size_are_found_too(folder, cache):
     """A load that is cut differently reads what it needs of the ranges that are there."""
     expected = random_shards(folder)
@@ -116,7 +138,7 @@ def _load_and_kill(url: str, cache: CacheOptions, *, after_s: float) -> None:
 def _kept_bytes(cache: CacheOptions) -> int:
     """What the indexes name; no two of these ranges overlap."""
     kept = 0
-    for folder in Path(cache.folder).glob("v1/*/"):
+    for folder in Path(cache.folder).glob("coldstream-cache-v1/*/"):
         key = msgspec.json.decode((folder / "blob.json").read_bytes(), type=BlobKey)
         ranges = set(decode(key.digest, key.size_bytes, (folder / "index").read_bytes()))
         kept += sum(found.end - found.start for found in ranges)
@@ -139,7 +161,7 @@ def test_a_folder_deleted_in_the_middle_costs_only_the_cache(folder, cache):
     expected = random_shards(folder)
     with BlobServer(folder) as server:
         load(server.url, pipeline=SMALL, cache=cache)
-        for entry in sorted(Path(cache.folder).glob("v1/*/"))[:1]:
+        for entry in sorted(Path(cache.folder).glob("coldstream-cache-v1/*/"))[:1]:
             shutil.rmtree(entry)
         server.throttle = Throttle(2e6)
         seen = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
+import resource
 import shutil
 import tempfile
 import threading
@@ -161,7 +163,7 @@ def test_what_is_covered_is_not_fetched(extents, asked):
 def test_a_rotten_range_is_fetched_and_mended(options):
     """One flipped bit costs one read, once."""
     loaded(options, (0, 1000), (1000, 2000))
-    (data,) = Path(options.folder).glob("v1/*/data")
+    (data,) = Path(options.folder).glob("coldstream-cache-v1/*/data")
     rotten = bytearray(data.read_bytes())
     rotten[1500] ^= 1
     data.write_bytes(rotten)
@@ -197,13 +199,13 @@ def test_what_has_no_strong_etag_is_not_kept(options, etag):
     ((what, reason),) = load.fallbacks
     assert what == OFF
     assert "no strong ETag (a)" in reason
-    assert not list(Path(options.folder).glob("v1/*"))
+    assert not list(Path(options.folder).glob("coldstream-cache-v1/*"))
 
 
 def test_a_person_can_see_what_a_folder_is(options):
     """Address, ETag and size in JSON; the bytes at their places."""
     loaded(options, (0, SIZE_BYTES))
-    (folder,) = (path for path in (Path(options.folder) / "v1").iterdir() if path.is_dir())
+    (folder,) = (path for path in (Path(options.folder) / "coldstream-cache-v1").iterdir() if path.is_dir())
     assert '"uri": "http://host/model/a"' in (folder / "blob.json").read_text()
     assert (folder / "data").read_bytes() == BYTES[VERSIONS[0]]
 
@@ -211,15 +213,15 @@ def test_a_person_can_see_what_a_folder_is(options):
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("https://me:secret@host/base", "https://host/base/s"),
+        ("https://host/base/", "https://host/base/s"),
         ("az://models/x", "http://127.0.0.1:10000/acc/models/x/s"),
         ("s3://bucket/x", "s3://bucket/x/s"),
         ("/disk/x", "file:///disk/x/s"),
     ],
 )
-def test_a_key_names_the_store_and_no_secret(uri, expected):
-    """Two accounts' blobs of one name differ; user and query are no part of it."""
-    azure = AzureOptions(account_name="acc", endpoint="http://127.0.0.1:10000/acc?sig=secret".partition("?")[0])
+def test_a_key_names_the_store(uri, expected):
+    """Two accounts' blobs of one name differ; what a location shows holds no secret."""
+    azure = AzureOptions(account_name="acc", endpoint="http://127.0.0.1:10000/acc")
     key = key_of(parse(uri, azure), BlobVersion("s", 1, '"e"'))
     assert key == BlobKey(uri=expected, etag='"e"', size_bytes=1)
 
@@ -232,9 +234,55 @@ def test_the_longest_unused_blob_goes_first(options):
         store, key = Store(small), key_of(LOCATION, version)
         store.write(key, 0, memoryview(os.urandom(MIB)))
         store.close()
-        os.utime(Path(options.folder) / "v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
-    left = {path.name for path in (Path(options.folder) / "v1").iterdir()} - {"lock"}
+        os.utime(Path(options.folder) / "coldstream-cache-v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
+    left = {path.name for path in (Path(options.folder) / "coldstream-cache-v1").iterdir()} - {"lock"}
     assert left == {key_of(LOCATION, version).folder for version in versions[1:]}
+
+
+def test_the_folder_is_not_looked_at_for_every_range(options, monkeypatch):
+    """Once for a store's first write, and then every so many bytes: with hundreds of blobs a look costs milliseconds."""
+    looks = []
+    residents = Store._residents
+    monkeypatch.setattr(Store, "_residents", lambda store: looks.append(store) or residents(store))
+    monkeypatch.setattr("streaming.cache.store._LOOK_BYTES", SIZE_BYTES)
+    store = Store(options)
+    for start in range(0, SIZE_BYTES, 100):
+        store.write(key_of(LOCATION, VERSIONS[0]), start, memoryview(BYTES[VERSIONS[0]])[start : start + 100])
+    assert len(looks) == 1
+    store.write(key_of(LOCATION, VERSIONS[2]), 0, memoryview(BYTES[VERSIONS[2]])[:100])
+    assert len(looks) == 2
+
+
+def test_processes_that_share_it_keep_one_limit(options):
+    """What one has written counts for the other at once, though neither looks at the folder."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=3 * MIB - 1)
+    stores = [Store(small), Store(small)]
+    keys = [key_of(LOCATION, BlobVersion(name, 3 * MIB, '"e"')) for name in "ab"]
+
+    def write(number: int) -> None:
+        stores[number % 2].write(keys[number % 2], number // 2 * MIB // 2, memoryview(os.urandom(MIB // 2)))
+
+    for number in range(5):
+        write(number)
+    with pytest.raises(CacheFull):
+        write(5)
+    data = Path(options.folder).glob("coldstream-cache-v1/*/data")
+    assert 2 * MIB <= sum(path.stat().st_blocks * 512 for path in data) <= 3 * MIB
+
+
+def test_a_sum_that_is_wrong_is_put_right(options):
+    """Blobs deleted by hand make room, and those that were put there take it."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=3 * MIB)
+    keys = [key_of(LOCATION, BlobVersion(name, 2 * MIB, '"e"')) for name in "ab"]
+    root = Path(options.folder) / "coldstream-cache-v1"
+    Store(small).write(keys[0], 0, memoryview(os.urandom(2 * MIB)))
+    shutil.rmtree(root / keys[0].folder)
+    store = Store(small)
+    store.write(keys[1], 0, memoryview(os.urandom(2 * MIB)))
+    (root / "lock").write_bytes(b"")
+    with pytest.raises(CacheFull):
+        Store(small).write(keys[0], 0, memoryview(os.urandom(2 * MIB)))
+    store.close()
 
 
 def test_what_a_load_uses_is_not_deleted(options):
@@ -245,10 +293,50 @@ def test_what_a_load_uses_is_not_deleted(options):
     first.write(keys[0], 0, memoryview(os.urandom(MIB)))
     with pytest.raises(CacheFull):
         second.write(keys[1], 0, memoryview(os.urandom(MIB)))
-    assert lock_idle(Path(options.folder) / "v1" / keys[0].folder) is None
+    assert lock_idle(Path(options.folder) / "coldstream-cache-v1" / keys[0].folder) is None
     first.close()
     second.write(keys[1], 0, memoryview(os.urandom(MIB)))
     second.close()
+
+
+def test_a_load_that_starts_while_room_is_made_finds_what_stays(options, monkeypatch):
+    """Only what goes is locked while it goes."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=5 * MIB // 2)
+    keys = [key_of(LOCATION, BlobVersion(name, MIB, '"e"')) for name in "abc"]
+    for age_s, key in zip((300, 100), keys, strict=False):
+        Store(small).write(key, 0, memoryview(os.urandom(MIB)))
+        os.utime(Path(options.folder) / "coldstream-cache-v1" / key.folder / "blob.json", (time.time() - age_s,) * 2)
+    found = []
+    delete = Store._delete
+
+    def start_and_delete(store: Store, path: Path) -> None:
+        found.append([Store(small).open(key) is not None for key in keys])
+        delete(store, path)
+
+    monkeypatch.setattr(Store, "_delete", start_and_delete)
+    Store(small).write(keys[2], 0, memoryview(os.urandom(MIB)))
+    assert found == [[False, True, False]]
+
+
+def test_a_blob_that_is_locked_for_a_moment_is_waited_for(options, monkeypatch):
+    """Somebody looks whether it is idle: it is there all the same."""
+    key = key_of(LOCATION, VERSIONS[0])
+    Store(options).write(key, 0, memoryview(BYTES[VERSIONS[0]]))
+    fd = lock_idle(Path(options.folder) / "coldstream-cache-v1" / key.folder)
+    assert fd is not None
+    monkeypatch.setattr("streaming.cache.entry.time.sleep", lambda _: os.close(fd))
+    assert Store(options).open(key) is not None
+
+
+def test_what_another_process_has_written_takes_no_room(options):
+    """Two replicas that start together: the second finds the cache full of what it wants to write."""
+    small = CacheOptions(folder=options.folder, reserve_ratio=0.0, max_bytes=MIB + MIB // 2)
+    key, data = key_of(LOCATION, BlobVersion("a", MIB, '"e"')), memoryview(os.urandom(MIB))
+    first, second = Store(small), Store(small)
+    assert second.open(key) is None
+    first.write(key, 0, data)
+    second.write(key, 0, data)
+    assert second.read(key, 0, MIB) == data
 
 
 def test_a_full_cache_is_told_once_and_still_read(options):
@@ -270,18 +358,122 @@ def test_a_folder_that_cannot_be_made_is_told_once(tmp_path):
     assert [what for what, _ in load.fallbacks if what == OFF] == [OFF]
 
 
-def test_strangers_are_deleted_in_its_own_folder_only(options):
-    """Trash at once, what is old and unknown too; what is new or beside v1 stays."""
-    root = Path(options.folder) / "v1"
-    (root / ".trash-1").mkdir(parents=True)
-    (root / "old").touch()
-    os.utime(root / "old", (0, 0))
-    (root / ".new-1").mkdir()
-    (Path(options.folder) / "mine").touch()
-    os.utime(Path(options.folder) / "mine", (0, 0))
+@pytest.fixture
+def few_files():
+    """Allows so many more descriptors than are open; the old limit is back afterwards."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def allow(more: int) -> None:
+        free = itertools.filterfalse(open_fds().__contains__, itertools.count())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), limits[1]))
+
+    yield allow
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def open_fds() -> set[int]:
+    """What this process has open."""
+    return {int(fd.name) for fd in Path("/proc/self/fd").iterdir()}
+
+
+def test_more_blobs_than_descriptors_are_not_cached(options, few_files):
+    """Before any is opened: what is left is for the source. It is told once, with the figures."""
     loaded(options, (0, 1000))
-    assert {path.name for path in root.iterdir() if len(path.name) < 64} == {"lock", ".new-1"}
-    assert (Path(options.folder) / "mine").exists()
+    few_files(cached.open_files(1))
+    many = [VERSIONS[0], *(BlobVersion(str(number), 10, '"e"') for number in range(300))]
+    load = OneLoad(options, many)
+    load.read(VERSIONS[0], 0, 1000)
+    load.cached.finish()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = cached.open_files(len(many))
+    assert load.fallbacks == [
+        (OFF, f"301 cached blobs take {needed} open files, {limit} are allowed: raise `ulimit -Hn`")
+    ]
+    assert loaded(options, (0, 1000)).oracle.asked_bytes == 0
+
+
+def test_descriptors_that_run_out_are_given_back(options, few_files, monkeypatch):
+    """EMFILE in the middle of the blobs: none stays open, and the load reads the source."""
+    versions = [VERSIONS[0], *(BlobVersion(str(number), 10, '"e"') for number in range(10))]
+    store = Store(options)
+    for version in versions:
+        store.write(key_of(LOCATION, version), 0, memoryview(BYTES[VERSIONS[0]])[:10])
+    store.close()
+    monkeypatch.setattr(cached, "_OTHER_FILES", -1000)
+    before = open_fds()
+    few_files(10)
+    load = OneLoad(options, versions)
+    assert load.cached._ready.exception() is not None  # an event loop takes some, too
+    assert len(open_fds()) == len(before)
+    load.read(VERSIONS[0], 0, 1000)
+    assert load.fallbacks == [(OFF, f"{options.folder}: Too many open files")]
+    load.cached.finish()
+
+
+def test_a_blob_takes_no_more_descriptors_than_are_counted(options):
+    """Whether it is read or written."""
+    store, before = Store(options), open_fds()
+    for version in VERSIONS:
+        store.write(key_of(LOCATION, version), 0, memoryview(BYTES[version]))
+        assert store.read(key_of(LOCATION, version), 0, SIZE_BYTES) == BYTES[version]
+    taken = len(open_fds() - before)
+    assert taken == cached.open_files(len(VERSIONS)) - cached.open_files(0)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "reason"),
+    [
+        (0o700, 0, 0, None),
+        (0o755, 0, 1, None),
+        (0o2770, 0, 0, None),  # as a kubelet leaves it for a pod's fsGroup
+        (0o700, 1, 0, "belongs to another user ({uid})"),
+        (0o2770, 0, 1, "may be written to by others (mode 2770, group {gid})"),
+        (0o1777, 0, 0, "may be written to by others (mode 1777, group {gid})"),
+    ],
+)
+def test_a_folder_that_others_may_write_to_is_not_used(options, monkeypatch, mode, uid, gid, reason):
+    """Their weights would be served; it is told once, and neither read nor written. `uid` and `gid`: 1 is a stranger's."""
+    root = Path(options.folder) / "coldstream-cache-v1"
+    loaded(options, (0, 1000))
+    root.chmod(mode)
+    found = root.stat()
+    monkeypatch.setattr(os, "geteuid", lambda: found.st_uid + uid)
+    monkeypatch.setattr(os, "getegid", lambda: found.st_gid + gid)
+    monkeypatch.setattr(os, "getgroups", list)
+    load = loaded(options, (0, 1000), (1000, 2000))
+    if reason is None:
+        assert (load.oracle.asked_bytes, load.fallbacks) == (1000, [])
+    else:
+        told = reason.format(uid=found.st_uid, gid=found.st_gid)
+        line = f"{options.folder}: coldstream-cache-v1 in it {told}: name another folder with --cache-dir"
+        assert (load.oracle.asked_bytes, load.fallbacks) == (2000, [(OFF, line)])
+
+
+def test_a_link_in_the_place_of_its_folder_is_not_followed(options, tmp_path):
+    """Wherever it leads."""
+    Path(options.folder).mkdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (Path(options.folder) / "coldstream-cache-v1").symlink_to(tmp_path / "elsewhere")
+    load = loaded(options, (0, 1000))
+    assert [what for what, _ in load.fallbacks] == [OFF]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_only_its_own_leavings_are_deleted(options):
+    """Trash at once, what was being made after ten minutes; never what has a name that the cache does not give."""
+    root = Path(options.folder) / "coldstream-cache-v1"
+    for name in (".trash-1", ".new-1", ".new-2", "model", "lost+found"):
+        (root / name).mkdir(parents=True)
+        (root / name / "weights").write_bytes(b"precious")
+        if name != ".new-2":
+            os.utime(root / name, (0, 0))
+    (Path(options.folder) / "v1" / "model").mkdir(parents=True)
+    os.utime(Path(options.folder) / "v1" / "model", (0, 0))
+    loaded(options, (0, 1000))
+    assert {path.name for path in root.iterdir() if len(path.name) < 64} == {"lock", ".new-2", "model", "lost+found"}
+    assert (root / "model" / "weights").read_bytes() == b"precious"
+    assert (Path(options.folder) / "v1" / "model").exists()
 
 
 @given(data=st.data(), ranges=st.lists(st.builds(Range, st.integers(0, 99), st.integers(1, 120), st.integers(0, 9))))
@@ -322,7 +514,7 @@ def test_a_cover_has_no_hole(ranges, asked):
 )
 def test_victims_are_the_oldest_and_no_more_than_it_takes(idle, wanted):
     """Enough is freed, without the youngest of them it would not be, and none goes in vain."""
-    chosen = victims(idle, wanted)
+    chosen = victims(sorted(idle), wanted)
     if sum(resident.nbytes for resident in idle) < wanted:
         assert chosen == []
     else:

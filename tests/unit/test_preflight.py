@@ -37,7 +37,7 @@ from tests.unit.configurations import URI, message
 
 GIB = 1 << 30
 H100 = Gpu("NVIDIA H100", (9, 0), (12, 8), "570.86.15", "DEFAULT", "", DeviceMemory(78 * GIB, 80 * GIB))
-HOST = Host(HostMemory(64 * GIB), 16, "/tmp", 100 * GIB, False, GIB, None, 1 << 20, ("nvme0n1",), "Kubernetes")
+HOST = Host(HostMemory(64 * GIB), 16, "/tmp", 100 * GIB, False, GIB, None, 1 << 20, 1 << 20, ("nvme0n1",), "Kubernetes")
 ON_GPU = Demand(
     on_gpu=True, is_staged=False, staged_bytes=None, chunks_bytes=GIB, slots_bytes=128 << 20, connections=272
 )
@@ -212,6 +212,9 @@ def test_the_disk_matters_to_host_staging_only(free, is_memory, staged, status):
         ("pinned-memory", {"memlock_bytes": 8 << 20}, ON_CPU, SKIPPED),
         ("open-files", {"open_files": 256}, ON_GPU, WARNING),
         ("open-files", {"open_files": None}, ON_GPU, OK),
+        ("open-files", {"most_open_files": 1023}, replaced(ON_GPU, cache_files=1024), WARNING),
+        ("open-files", {"most_open_files": 1024}, replaced(ON_GPU, cache_files=1024), OK),
+        ("open-files", {"most_open_files": None}, replaced(ON_GPU, cache_files=1024), OK),
         ("cpus", {"cpus": 3.5}, ON_GPU, WARNING),
         ("cpus", {"cpus": 3.5}, ON_CPU, OK),
         ("shared-memory", {"shared_memory_bytes": 0}, ON_CPU, OK),
@@ -387,10 +390,11 @@ HOSTS = st.builds(
     MAYBE,
     MAYBE,
     MAYBE,
+    MAYBE,
     st.lists(st.text()).map(tuple),
     st.text(),
 )
-DEMANDS = st.builds(Demand, st.booleans(), st.booleans(), MAYBE, BYTES, BYTES, BYTES)
+DEMANDS = st.builds(Demand, st.booleans(), st.booleans(), MAYBE, BYTES, BYTES, BYTES, cache_files=BYTES)
 TORCHES = st.none() | st.builds(Torch, st.text(), st.none() | st.text())
 NEEDS = st.builds(Need, BYTES, BYTES, st.booleans())
 ANSWERS = st.builds(

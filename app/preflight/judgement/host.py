@@ -24,6 +24,7 @@ _OWN_FILES = 64
 class Host:
     """What the kernel says; None where it says nothing. A limit of None is none.
 
+    `open_files` is the soft limit, which holds for the server; the loader raises its own to `most_open_files`.
     `cpus` is what the control group's quota and the affinity leave. `disk_is_memory`: `disk_folder` is a tmpfs.
     """
 
@@ -35,6 +36,7 @@ class Host:
     shared_memory_bytes: int | None
     memlock_bytes: int | None
     open_files: int | None
+    most_open_files: int | None
     nvme: tuple[str, ...]
     container: str
 
@@ -43,7 +45,7 @@ class Host:
 class Demand:
     """What these settings ask of it, in bytes; `staged_bytes` is None where nothing is staged, or not known how much.
 
-    `cache_dir` is the folder of the cache; None is without one.
+    `cache_dir` is the folder of the cache; None is without one. `cache_files` are what a loader with one has open.
     """
 
     on_gpu: bool
@@ -53,6 +55,7 @@ class Demand:
     slots_bytes: int
     connections: int
     cache_dir: str | None = None
+    cache_files: int = 0
 
 
 def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weights_in_host: bool) -> Finding:
@@ -148,11 +151,19 @@ def _pinned_memory(host: Host, demand: Demand) -> Finding:
 
 
 def _open_files(host: Host, demand: Demand) -> Finding:
-    figures = {"open_files": host.open_files, "connections": demand.connections}
+    figures = {
+        "open_files": host.open_files,
+        "connections": demand.connections,
+        "most_open_files": host.most_open_files,
+        "cache_files": demand.cache_files,
+    }
     limit = "unlimited" if host.open_files is None else str(host.open_files)
     detail = f"`ulimit -n` is {limit}, up to {demand.connections} connections are expected"
     if host.open_files is not None and host.open_files < demand.connections + _OWN_FILES:
         return warning("open-files", detail, "raise `ulimit -n`, or lower --max-waiting-requests", **figures)
+    if host.most_open_files is not None and host.most_open_files < demand.cache_files:
+        detail = f"`ulimit -Hn` is {host.most_open_files}, a load from the cache takes {demand.cache_files} open files"
+        return warning("open-files", detail, "raise `ulimit -Hn`: the load does not use the cache", **figures)
     return ok("open-files", detail, **figures)
 
 
