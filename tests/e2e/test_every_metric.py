@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from app.telemetry import names
+from streaming.cache.store import VERSION
 from streaming.digests import summarize
 from streaming.manifest import MANIFEST_NAME, Manifest, encoded
 from streaming.messages import Plan
@@ -123,7 +124,7 @@ def _write_flawed_manifest(folder: Path, plan: Plan) -> None:
 
 def _break_cache(folder: Path) -> None:
     """It has one shard left, and cannot be written to."""
-    lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)
+    lock, *shards = sorted((folder / VERSION).iterdir(), reverse=True)
     for shard in shards[1:]:
         shutil.rmtree(shard)
     lock.unlink()
