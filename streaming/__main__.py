@@ -151,13 +151,18 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
 
 
 def _put_off(server: Server, request: LoadRequest) -> None:
-    """Wait so that a fleet does not start as one; nothing has landed meanwhile, but nothing hangs either."""
+    """Wait so that a fleet does not start as one."""
     from streaming.throttling import start_wait_s
 
     end_s = time.monotonic() + start_wait_s(request.pipeline.throttling.start_jitter_s)
     while (left_s := end_s - time.monotonic()) > 0:
-        server.send(LandedChunks(origin=request.origin, chunk_ids=()))
+        _tell_alive(server, request)
         time.sleep(min(left_s, _SIGN_OF_LIFE_S))
+
+
+def _tell_alive(server: Server, request: LoadRequest) -> None:
+    """Nothing has landed, but nothing hangs either."""
+    server.send(LandedChunks(origin=request.origin, chunk_ids=()))
 
 
 def _tell_landing(server: Server, times: tuple[ShardTimes, ...], landed_s: float) -> None:
@@ -186,12 +191,9 @@ def _stage(server: Server, request: LoadRequest, reading: Reading) -> None:
     def on_staged(version: BlobVersion, fd: int) -> None:
         server.send(Staged(origin=request.origin, shard=version.name), [fd])
 
-    def on_bytes() -> None:
-        """Nothing has landed before its shard is whole, but nothing hangs either."""
-        server.send(LandedChunks(origin=request.origin, chunk_ids=()))
-
     start_s = boottime_s()
-    times = staging.stage([version for version in plan.versions if version.name in shards], on_staged, on_bytes)
+    wanted = [version for version in plan.versions if version.name in shards]
+    times = staging.stage(wanted, on_staged, on_bytes=lambda: _tell_alive(server, request))
     end_s = boottime_s()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=end_s))
     reading.counters.unverified_bytes += sum(shard.nbytes for shard in times)

@@ -10,7 +10,7 @@ import hashlib
 import msgspec
 
 from streaming.messages import BlobVersion
-from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location
+from streaming.uri import AzureLocation, Location
 
 
 class BlobKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,11 +39,7 @@ def key_of(location: Location, version: BlobVersion) -> BlobKey | None:
 
 
 def _base(location: Location) -> str:
-    match location:
-        case AzureLocation(account_url=url, container=container, prefix=prefix):
-            return "/".join(filter(None, (url, container, prefix)))
-        case HttpLocation(base_url=url):
-            return url
-        case FileLocation(folder):
-            return f"file://{folder}"
+    """As the location shows itself, but of Azure with the account: containers of two may have one name."""
+    if isinstance(location, AzureLocation):
+        return "/".join(filter(None, (location.account_url, location.container, location.prefix)))
     return str(location)
