@@ -1,4 +1,4 @@
-"""The commands beside `serve`: push, inspect, bench and preflight.
+"""The commands beside `serve`: push, inspect, verify, bench and preflight.
 
 Takes a parsed command, prints its result, gives the exit code. What a command does lives in `streaming`,
 `app.model_support`, `app.bench` and `app.preflight`; here it is only worded.
@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from app.model_support import support
 from app.settings import Command
 from app.telemetry import logs
+from streaming.counters import FetchCounters
 from streaming.describe import Description, describe
-from streaming.errors import ModelUnsupported
+from streaming.errors import CheckpointError, ModelUnsupported
+from streaming.retrying import Retries, RetryingSource
 from streaming.source import open_source
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ _GIB = 1 << 30
 
 
 def run(command: Command, environ: Mapping[str, str]) -> int:
-    """Run `push`, `inspect`, `bench` or `preflight`.
+    """Run `push`, `inspect`, `verify`, `bench` or `preflight`.
 
     Raises:
         StreamingError: It could not be done.
@@ -36,10 +38,12 @@ def run(command: Command, environ: Mapping[str, str]) -> int:
         logger.info(notice)
     if command.name == "push":
         return _push(command)
+    if command.name == "verify":
+        return _verify(command)
     if command.name == "bench":
         from app.bench.rounds import bench
 
-        return bench(command)
+        return bench(command, environ)
     if command.name == "preflight":
         from app.preflight.run import preflight
 
@@ -61,11 +65,31 @@ def _push(command: Command) -> int:
     return 0
 
 
+def _verify(command: Command) -> int:
+    """Print what of a checkpoint differs; 0 if nothing does."""
+    from pathlib import Path
+
+    from streaming.verify import folder_manifest, stored_manifest, verify
+
+    (uri,) = command.arguments
+    storage, folder = command.settings.storage, command.options["--against"]
+    source = open_source(uri, storage.source_options())
+    manifest = folder_manifest(Path(folder)) if folder else stored_manifest(source)
+    verdicts = verify(source, manifest, storage.lanes)
+    for verdict in verdicts:
+        lines = [f"differs  {flaw}" for flaw in verdict.flaws] or [f"ok       {verdict.size_bytes} bytes"]
+        sys.stdout.writelines(f"{verdict.name}  {line}\n" for line in lines)
+    differing = sum(1 for verdict in verdicts if verdict.flaws)
+    sys.stdout.write(f"{len(verdicts)} files, {differing} differ\n")
+    return CheckpointError.exit_code if differing else 0
+
+
 def _inspect(command: Command) -> int:
     """Print what a checkpoint is and whether it can be served; 0 if it can."""
     (uri,) = command.arguments
     settings = command.settings
-    found = describe(open_source(uri, settings.storage.source_options()))
+    options = settings.storage.source_options()
+    found = describe(RetryingSource(open_source(uri, options), Retries(options, FetchCounters())))
     sys.stdout.write("\n".join(_description_lines(uri, found)) + "\n")
     try:
         model = support(found.files, found.entries)
@@ -89,6 +113,7 @@ def _description_lines(uri: str, found: Description) -> list[str]:
         f"tensors       {len(found.entries)} in {len(found.versions)} shards, {sum(dtypes.values())} bytes",
     ]
     lines += [f"dtype         {dtype}: {nbytes} bytes" for dtype, nbytes in dtypes.most_common()]
+    lines.append(f"manifest      {'yes' if found.has_manifest else 'no: reads are not verified (push writes one)'}")
     lines += [f"shard         {version.name}: {version.size_bytes} bytes" for version in found.versions]
     return lines
 

@@ -75,9 +75,11 @@ def serve(settings: Settings, environ: Mapping[str, str], loader: Child, engine:
         origin=Origin(arena_id=f"{os.getpid()}"),
         uri=settings.model.uri,
         strategy=settings.model.load_strategy,
+        refuse_mismatches=settings.startup.fail_if_checksum_mismatch,
         source=settings.storage.source_options(),
         pipeline=settings.storage.pipeline_options(),
         destination=settings.destination_options(),
+        cache=settings.storage.cache_options(),
     )
     _tell(loader, request)
     phases = (

@@ -16,9 +16,11 @@ from app.child import Child
 from app.kept_child import KeptChild
 from app.messages import StagedShard
 from app.watchdog import Watchdog
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
+    Counted,
     Described,
     FellBack,
     FromLoader,
@@ -52,6 +54,9 @@ class LoadEvents(Protocol):
 
     def fell_back(self, fallback: FellBack) -> None:
         """Something was not to be had, and replaced."""
+
+    def counted(self, counters: FetchCounters) -> None:
+        """This is what the load has met until now, whichever loader did."""
 
     def progressed(self, nbytes: int) -> None:
         """So many more bytes are at their addresses."""
@@ -101,6 +106,8 @@ class Loading:
         self._shard_of: dict[str, str] = {}
         self._tensors: dict[str, dict[str, str]] = {}  # of each shard: names in it by stored names
         self._staged: dict[str, int] = {}
+        self._counters = FetchCounters()
+        self._lost_counters = FetchCounters()  # of the loaders before this one
         self._loader = KeptChild(
             child,
             FromLoader,
@@ -138,7 +145,8 @@ class Loading:
         self._loader.close()
 
     def _hear(self, message: FromLoader, fds: list[int]) -> None:
-        self._watchdog.heard()
+        if not isinstance(message, Counted):  # to try in vain is to be silent
+            self._watchdog.heard()
         self._receive(message, fds)
 
     def _receive(self, message: FromLoader, fds: list[int]) -> None:
@@ -156,6 +164,8 @@ class Loading:
                 self._events.planned(message, fds)
             case FellBack():
                 self._events.fell_back(message)
+            case Counted(counters=counters):
+                self._count(counters)
             case LandedChunks(chunk_ids=chunk_ids):
                 self._advance(chunk_ids)
             case Staged(shard=shard):
@@ -165,10 +175,15 @@ class Loading:
             case Landed(report=report):
                 assert self._plan is not None  # it was planned before it landed
                 self._retire()
+                self._count(report.counters)
                 self._events.landed(self._plan, report)
             case LoadFailed(error=error):
                 self._retire()
                 self._events.failed(error)
+
+    def _count(self, counters: FetchCounters) -> None:
+        self._counters = self._lost_counters.plus(counters)
+        self._events.counted(self._counters)
 
     def _retire(self) -> None:
         self._is_over = True
@@ -204,6 +219,7 @@ class Loading:
         """Have a new loader fetch what the dead one had not landed, to the same place."""
         logger.warning("restarting the load for the %d chunks that have not landed", len(self._left))
         self._awaits_layout = False
+        self._lost_counters = self._counters
         request, fds = self._request, list[int]()
         if self._plan is not None and self._arena is not None:
             fds, memory = self._arena

@@ -35,6 +35,7 @@ from app.telemetry import names
 from app.text_reading import TextReading
 from app.wishes import Wishes
 from streaming.clock import boottime_s
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.options import HOST_STAGING
@@ -92,6 +93,7 @@ class Supervisor:
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
         self._defaults = SamplingDefaults()
+        self._has_manifest = False
         self._planned_s = 0.0
         self._weights_landed = False
         self._warms_up = False
@@ -138,6 +140,7 @@ class Supervisor:
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
+        self._has_manifest = described.has_manifest
         self._choice.described(described)
 
     def model_described(self, answer: DescribedModel) -> None:
@@ -173,13 +176,17 @@ class Supervisor:
         logger.warning("fell back to %s: %s", fallback.what, fallback.reason)
         self._service.ledger.fallback(fallback.what, fallback.reason)
 
+    def counted(self, counters: FetchCounters) -> None:
+        """Remember what the load has met."""
+        self._service.ledger.counters = counters
+
     def progressed(self, nbytes: int) -> None:
         """Count landed bytes."""
         assert self._service.lifecycle.progress is not None  # it was planned
         self._service.lifecycle.progress.add(nbytes, boottime_s())
 
     def landed(self, plan: Plan, report: LoadReport) -> None:
-        """The bytes are there: log the line that proves the path, and warm up on them."""
+        """The bytes are there: log the line that proves the path and says what was verified, and warm up on them."""
         ledger = self._service.ledger
         ledger.fetched_bytes, ledger.shards = report.fetched_bytes, report.shards
         ledger.milestone(names.FETCH_END, report.fetched_s)
@@ -188,7 +195,7 @@ class Supervisor:
         seconds = report.landed_s - self._planned_s
         staged = self._request.strategy == HOST_STAGING
         logger.info(
-            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s)",
+            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s); %d bytes verified, %d unverified%s",
             "staged" if staged else "streamed",
             len(self._model.tensors),
             len(plan.versions),
@@ -197,11 +204,29 @@ class Supervisor:
             "disk" if staged else self._wishes.engine.device,
             seconds,
             plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
+            ledger.counters.verified_bytes,
+            ledger.counters.unverified_bytes,
+            self._why_unverified(),
         )
+        self._tell_of_cache(ledger.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
+
+    def _why_unverified(self) -> str:
+        """Why nothing was; of single shards and blocks, fallbacks have said why."""
+        if not self._has_manifest:
+            return " (no manifest: `coldstream push` writes one)"
+        return " (host-staging compares headers and metadata only)" if self._request.strategy == HOST_STAGING else ""
+
+    def _tell_of_cache(self, counters: FetchCounters) -> None:
+        if (cache := self._request.cache) is None or self._request.strategy == HOST_STAGING:
+            return
+        hit_bytes = counters.cache_hit_bytes
+        read_bytes = hit_bytes + counters.cache_miss_bytes
+        share = hit_bytes / max(read_bytes, 1)
+        logger.info("cache: %d of %d bytes (%.1f %%) came from %s", hit_bytes, read_bytes, 100 * share, cache.folder)
 
     def engine_ready(self, ready: EngineReady) -> None:
         """Open the doors."""

@@ -67,6 +67,15 @@ def choose(azure: AzureOptions) -> str:
     return azure.credential
 
 
+def is_identity(azure: AzureOptions) -> bool:
+    """Whether the credential is an Entra identity, which has roles, rather than a secret or nobody.
+
+    Raises:
+        AccessDenied: As `choose`.
+    """
+    return choose(azure) in ("workload-identity", "managed-identity", "default")
+
+
 def _without_secret(azure: AzureOptions) -> str:
     """What is left for "auto" where nothing is there whole: a pod's token that nobody can use is a mistake."""
     if azure.federated_token_file and (flaw := half_identity(azure)):

@@ -6,6 +6,7 @@
     │   ├── AccessDenied       no credential, or one that may not read
     │   ├── BlobChanged        overwritten while it was being read
     │   ├── SourceUnavailable  refused, reset or 5xx after every retry
+    │   ├── RangesIgnored      whole blobs are answered where a range was asked for
     │   └── SourceStalled      no byte for too long
     ├── CheckpointError        shard, tensor          exit 4
     ├── ModelUnsupported       before any weight is fetched, exit 4
@@ -20,6 +21,8 @@ from __future__ import annotations
 
 import msgspec
 
+from streaming.causes import Cause
+
 
 class StreamingError(Exception):
     """Root of the tree; `exit_code` is what `coldstream` exits with when it surfaces."""
@@ -28,9 +31,19 @@ class StreamingError(Exception):
 
 
 class SourceError(StreamingError):
-    """The source could not give a byte that was asked of it."""
+    """The source could not give a byte that was asked of it.
+
+    `cause` is why, where another read may succeed; `status` that of the answer, `request_id` the service's own name for the
+    request ("" where it told none).
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, cause: Cause | None = None, status: int | None = None, request_id: str = ""):
+        super().__init__(message)
+        self.cause = cause
+        self.status = status
+        self.request_id = request_id
 
 
 class BlobNotFound(SourceError):
@@ -43,8 +56,16 @@ class AccessDenied(SourceError):
     `said` is the service's own word for why, its status first ("403 AuthorizationPermissionMismatch"), or "".
     """
 
-    def __init__(self, message: str, said: str = ""):
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        said: str = "",
+        *,
+        cause: Cause | None = None,
+        status: int | None = None,
+        request_id: str = "",
+    ):
+        super().__init__(message, cause=cause, status=status, request_id=request_id)
         self.said = said
 
 
@@ -54,6 +75,10 @@ class BlobChanged(SourceError):
 
 class SourceUnavailable(SourceError):
     """The source refused, reset or failed every attempt."""
+
+
+class RangesIgnored(SourceError):
+    """The source answers with the whole blob where a range was asked for."""
 
 
 class SourceStalled(SourceError):

@@ -8,6 +8,7 @@
                                 <-  FellBack ...
                                 <-  LandedChunks ...   or Staged (+ the shard's fd) ...
                                 <-  PhaseTimed ...
+                                <-  Counted ...
                                 <-  Landed | LoadFailed
 
 Knows no socket (`streaming.wire`) and no process. Times are seconds of CLOCK_BOOTTIME, so that the
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import msgspec
 
+from streaming.blocks import BlockDigests
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +125,8 @@ class Chunk(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """Every address and every read of one rank's load.
 
-    `extents` maps stored names and group names to addresses.
+    `extents` maps stored names and group names to addresses. `digests` are of the shards whose reads are whole blocks, each of
+    which is verified; reads of other shards are not.
     """
 
     arena_bytes: int
@@ -131,6 +135,7 @@ class Plan(msgspec.Struct, frozen=True):
     versions: tuple[BlobVersion, ...]
     rank: int = 0
     ranks: int = 1
+    digests: dict[str, BlockDigests] = {}
 
     @property
     def fetch_bytes(self) -> int:
@@ -160,15 +165,18 @@ class Resume(msgspec.Struct, frozen=True):
 class LoadRequest(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The first message to a loader. With `resume`, the arena's fd travels with it.
 
-    `strategy` is `DIRECT_GPU` or `HOST_STAGING`.
+    `strategy` is `DIRECT_GPU` or `HOST_STAGING`, which takes no `cache`. Without `refuse_mismatches` bytes whose digest
+    differs from the manifest's are told (`FellBack`) and land.
     """
 
     origin: Origin
     uri: str
     strategy: str = DIRECT_GPU
+    refuse_mismatches: bool = True
     source: SourceOptions
     pipeline: PipelineOptions
     destination: DestinationOptions = DestinationOptions()
+    cache: CacheOptions | None = None
     resume: Resume | None = None
 
 
@@ -185,12 +193,16 @@ class Layout(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Described(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The checkpoint's headers. `files` are the metadata files that exist, by base name."""
+    """The checkpoint's headers. `files` are the metadata files that exist, by base name.
+
+    `has_manifest` says whether the checkpoint brings digests of its bytes.
+    """
 
     origin: Origin
     files: dict[str, bytes]
     entries: tuple[Entry, ...]
     versions: tuple[BlobVersion, ...]
+    has_manifest: bool = False
 
 
 class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -203,7 +215,7 @@ class Planned(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class LandedChunks(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Chunks whose every byte is at its address since the last such message."""
+    """Chunks whose every byte is at its address since the last such message; none is a sign of life of who waits with reason."""
 
     origin: Origin
     chunk_ids: tuple[int, ...]
@@ -221,6 +233,12 @@ class FellBack(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
     what: str
     reason: str
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """What this loader has met until now; at most every second while it changes, and once more before a failure."""
+
+    counters: FetchCounters
 
 
 class PhaseTimed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -269,13 +287,15 @@ class ShardTimes(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one loader did: the bytes that this process fetched, when it had them, when they had landed.
 
-    `shards` are those of which it fetched any: none where they are on a local disk already and stay there.
+    `shards` are those of which it fetched any: none where they are on a local disk already and stay there. `counters` are
+    what it met on the way, its reads of metadata included.
     """
 
     fetched_bytes: int
     fetched_s: float
     landed_s: float
     shards: tuple[ShardTimes, ...] = ()
+    counters: FetchCounters = msgspec.field(default_factory=FetchCounters)
 
 
 class Landed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -293,4 +313,4 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 ToLoader = LoadRequest | Layout
-FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Landed | LoadFailed
+FromLoader = Described | Planned | FellBack | LandedChunks | Staged | PhaseTimed | Counted | Landed | LoadFailed

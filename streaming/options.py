@@ -12,6 +12,7 @@ MIB = 1 << 20
 # How weights get to the device: chunk by chunk, or in whole shards by way of the disk.
 DIRECT_GPU, HOST_STAGING = "direct-gpu", "host-staging"
 _MOST_WRITERS = 4
+_LANES_PER_SECOND_READ = 8
 _LEAST_ROUNDS = 4
 _LEAST_CHUNK_BYTES = MIB
 
@@ -50,14 +51,39 @@ class AzureOptions(msgspec.Struct, frozen=True, kw_only=True):
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to read from any source.
 
-    Timeouts are seconds; `max_retries` counts retries of one request, not of the load.
+    Timeouts are seconds. `request_timeout_s` is for all of one request, `read_timeout_s` for its next byte. `max_retries`
+    counts retries of one request, not of the load; none begins once `retry_timeout_s` have passed since its first attempt.
     """
 
     azure: AzureOptions = AzureOptions()
     connect_timeout_s: float = 5.0
+    read_timeout_s: float = 20.0
     request_timeout_s: float = 60.0
     max_retries: int = 5
     retry_timeout_s: float = 60.0
+
+
+class HedgingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """When a range is read a second time.
+
+    It is slow after `floor_s` and `factor` times the median of its peers. Such reads may ask for `budget_ratio` of the load's
+    bytes, and one range; 0 is never.
+    """
+
+    budget_ratio: float = 0.05
+    factor: float = 4.0
+    floor_s: float = 0.25
+
+
+class ThrottlingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How hard to pull: reads at once go down to `min_lanes` where the source asks for less, or is slowed by them.
+
+    `max_bandwidth_bytes_per_s` is over all lanes, None no limit; the first read of weights waits up to `start_jitter_s`.
+    """
+
+    min_lanes: int = 1
+    max_bandwidth_bytes_per_s: int | None = None
+    start_jitter_s: float = 0.0
 
 
 class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +91,8 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     lanes: int = 16
     chunk_bytes: int = 16 * MIB
+    hedging: HedgingOptions = HedgingOptions()
+    throttling: ThrottlingOptions = ThrottlingOptions()
 
     def chunk_bytes_for(self, load_bytes: int) -> int:
         """The chunks of a load of so many bytes: a few for every lane, or nobody could tell how far the load is."""
@@ -76,12 +104,31 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.lanes, _MOST_WRITERS)
 
     @property
+    def second_reads(self) -> int:
+        """How many slow ranges are read a second time at once: an eighth of the lanes, so that memory stays bounded."""
+        return max(1, self.lanes // _LANES_PER_SECOND_READ) if self.hedging.budget_ratio > 0 else 0
+
+    @property
     def chunks_held(self) -> int:
         """The most chunks in host memory.
 
-        A chunk arrives in pieces and is joined, so for a moment a lane holds it twice; a GPU's writer has two slots.
+        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a GPU's writer has two slots.
         """
-        return 2 * (self.lanes + self.writers)
+        return 2 * (self.lanes + self.second_reads + self.writers)
+
+
+class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where fetched ranges are kept, and how much of that disk.
+
+    `max_bytes` is for all blobs together, whoever wrote them; of the file system's size, the share `reserve_ratio` stays
+    free, because a kubelet evicts pods below 10 % (of an image file system 15 %). At most `queue_bytes` of host
+    memory wait to be written.
+    """
+
+    folder: str
+    max_bytes: int = 100 << 30
+    queue_bytes: int = 256 * MIB
+    reserve_ratio: float = 0.15
 
 
 class DestinationOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from streaming.messages import BlobVersion, Chunk
 from streaming.timings import Timings
 
 if TYPE_CHECKING:
-    from obstore import Bytes
+    from obstore import Bytes as Bytes  # noqa: PLC0414 - whoever is a reader, too, takes it from here
 
 T = TypeVar("T")
 

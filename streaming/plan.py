@@ -2,16 +2,19 @@
 
 Addresses: each group starts at a multiple of 256 bytes, its members lie packed behind one another, so
 that the engine sees one matrix. Reads: chunks of at most `chunk_bytes` that cross tensor borders but never
-a gap, cut between elements, interleaved over the shards so that every blob's request limit is shared.
+a gap, cut between elements, interleaved over the shards so that every blob's request limit is shared. Of a shard
+with block digests whole blocks are read instead, so that each read can be verified; what no tensor wants of them lands nowhere.
 """
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from streaming.blocks import BlockDigests
 from streaming.dtypes import BITS, nbytes
 from streaming.errors import CheckpointError
 from streaming.messages import BlobVersion, Chunk, Entry, Extent, Group, Layout, Plan, Segment, TensorLayout
@@ -21,8 +24,23 @@ ALIGNMENT_BYTES = 256
 CASTABLE = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-def plan_load(entries: Sequence[Entry], versions: Sequence[BlobVersion], layout: Layout, *, chunk_bytes: int) -> Plan:
+def plan_load(
+    entries: Sequence[Entry],
+    versions: Sequence[BlobVersion],
+    layout: Layout,
+    *,
+    chunk_bytes: int,
+    digests: Mapping[str, BlockDigests] | None = None,
+) -> Plan:
     """Decide every address and every read of one load.
+
+    Args:
+        entries: Every tensor of the checkpoint.
+        versions: Every shard.
+        layout: What to land, and how.
+        chunk_bytes: The most that one read asks for; a read of blocks takes at least one, whatever its size.
+        digests: By shard. One that holds a tensor to cast whose elements lie across block borders is read without:
+            the plan's `digests` do not name it.
 
     Raises:
         CheckpointError: The layout names a tensor that the checkpoint has not, one twice, a cast between
@@ -32,7 +50,7 @@ def plan_load(entries: Sequence[Entry], versions: Sequence[BlobVersion], layout:
     tensors = {tensor.stored_name: tensor for tensor in layout.tensors}
     _check_layout(by_name, layout, tensors)
     extents, arena_bytes = place(by_name, tensors, layout.groups)
-    chunks = _chunks(by_name, layout.tensors, extents, chunk_bytes)
+    chunks, verified = _chunks(by_name, layout.tensors, extents, chunk_bytes, digests or {})
     used = {chunk.shard for chunk in chunks}
     return Plan(
         arena_bytes=arena_bytes,
@@ -41,6 +59,7 @@ def plan_load(entries: Sequence[Entry], versions: Sequence[BlobVersion], layout:
         versions=tuple(version for version in versions if version.name in used),
         rank=layout.origin.rank,
         ranks=layout.origin.ranks,
+        digests=verified,
     )
 
 
@@ -89,22 +108,35 @@ def _check_layout(by_name: dict[str, Entry], layout: Layout, tensors: dict[str, 
 
 
 def _chunks(
-    by_name: dict[str, Entry], layout: Iterable[TensorLayout], extents: dict[str, Extent], chunk_bytes: int
-) -> list[Chunk]:
+    by_name: dict[str, Entry],
+    layout: Iterable[TensorLayout],
+    extents: dict[str, Extent],
+    chunk_bytes: int,
+    digests: Mapping[str, BlockDigests],
+) -> tuple[list[Chunk], dict[str, BlockDigests]]:
+    """The reads of all shards, and the digests of those shards that are read in blocks."""
     wanted = sorted(
         ((by_name[tensor.source_name], extents[tensor.stored_name]) for tensor in layout),
         key=lambda pair: (pair[0].shard, pair[0].start),
     )
-    per_shard = [
-        list(_shard_reads(list(pairs), chunk_bytes))
-        for _, pairs in itertools.groupby(wanted, key=lambda pair: pair[0].shard)
-    ]
+    verified: dict[str, BlockDigests] = {}
+    per_shard: list[list[_Read]] = []
+    for shard, group in itertools.groupby(wanted, key=lambda pair: pair[0].shard):
+        pairs = list(group)
+        blocks = digests.get(shard)
+        if blocks is None or _casts_across_blocks(pairs, blocks):
+            per_shard.append(list(_shard_reads(pairs, chunk_bytes)))
+        else:
+            verified[shard] = blocks
+            per_shard.append(list(_block_reads(pairs, blocks, chunk_bytes)))
     interleaved = (read for row in itertools.zip_longest(*per_shard) for read in row if read is not None)
-    return [
+    chunks = [
         Chunk(number, shard, start, end, segments) for number, (shard, start, end, segments) in enumerate(interleaved)
     ]
+    return chunks, verified
 
 
+_Pair = tuple[Entry, Extent]
 _Read = tuple[str, int, int, tuple[Segment, ...]]
 
 
@@ -117,7 +149,7 @@ class _Piece(NamedTuple):
     end: int
 
 
-def _shard_reads(pairs: Sequence[tuple[Entry, Extent]], chunk_bytes: int) -> Iterator[_Read]:
+def _shard_reads(pairs: Sequence[_Pair], chunk_bytes: int) -> Iterator[_Read]:
     """The reads of one shard: pieces gathered until a chunk is full or a gap begins."""
     pieces: list[_Piece] = []
     for entry, extent in pairs:
@@ -132,6 +164,43 @@ def _shard_reads(pairs: Sequence[tuple[Entry, Extent]], chunk_bytes: int) -> Ite
             at = end
     if pieces:
         yield _read(pieces)
+
+
+def _block_reads(pairs: Sequence[_Pair], blocks: BlockDigests, chunk_bytes: int) -> Iterator[_Read]:
+    """The reads of one shard in whole blocks: neighbours together, as many as fit a chunk."""
+    spans = _block_spans(pairs, blocks, max(1, chunk_bytes // blocks.block_bytes))
+    waiting = collections.deque(pair for pair in pairs if pair[0].start < pair[0].end)
+    begun: list[_Pair] = []
+    for start, end in spans:
+        begun = [pair for pair in begun if pair[0].end > start]
+        while waiting and waiting[0][0].start < end:
+            begun.append(waiting.popleft())
+        pieces = (_Piece(entry, extent, max(entry.start, start), min(entry.end, end)) for entry, extent in begun)
+        yield begun[0][0].shard, start, end, tuple(_segment(piece, start) for piece in pieces)
+
+
+def _block_spans(pairs: Sequence[_Pair], blocks: BlockDigests, most: int) -> Iterator[tuple[int, int]]:
+    """Runs `[start, end)` of at most so many consecutive blocks that together hold every wanted byte."""
+    needed = sorted(
+        {
+            number
+            for entry, _ in pairs
+            if entry.start < entry.end
+            for number in range(blocks.block_at(entry.start), blocks.block_at(entry.end - 1) + 1)
+        }
+    )
+    for _, run in itertools.groupby(enumerate(needed), key=lambda place: place[1] - place[0]):
+        numbers = [number for _, number in run]
+        for at in range(0, len(numbers), most):
+            part = numbers[at : at + most]
+            yield blocks.bounds(part[0])[0], blocks.bounds(part[-1])[1]
+
+
+def _casts_across_blocks(pairs: Sequence[_Pair], blocks: BlockDigests) -> bool:
+    """Whether a block border may cut an element that is to be cast; a plain copy does not mind."""
+    return any(
+        entry.dtype != extent.dtype and (entry.start - blocks.data_start) % _width(entry) for entry, extent in pairs
+    )
 
 
 def _width(entry: Entry) -> int:

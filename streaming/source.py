@@ -6,7 +6,6 @@ format and no thread: a `Source` may be used from any number of them, and from a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ import obstore
 from obstore import exceptions as obstore_errors
 from obstore.store import AzureStore, HTTPStore, LocalStore, S3Store
 
-from streaming import credentials
+from streaming import causes, credentials
+from streaming.causes import Cause
 from streaming.errors import (
     AccessDenied,
     BlobChanged,
     BlobNotFound,
+    RangesIgnored,
     SourceError,
     SourceStalled,
     SourceUnavailable,
@@ -34,16 +35,8 @@ from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, S
 if TYPE_CHECKING:
     from obstore import Bytes, GetOptions
 
-_QUERY = re.compile(r"\?[^\s\"'<>)]+")
-# Only what obstore says of the status: a bare number may be a part of the URL.
-_STATUS = re.compile(r"status code: (\d{3})")
-# The service's own word for a refusal: Blob storage's in XML, Entra's (of a token) in JSON.
-_CODE = re.compile(r"<Code>(\w+)</Code>|(AADSTS\d+)")
-# What the operating system or the resolver said, deep in obstore's debug text.
-_DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
-_TIMED_OUT = re.compile(r"kind: Timeout|TimedOut")
-_BODY = re.compile(r"\s*:?\s*<\?xml.*", re.DOTALL)
-_CAUSE_LENGTH = 300
+# What a role assignment that has not spread yet looks like, to an identity.
+_NO_ROLE = "AuthorizationPermissionMismatch"
 
 
 @dataclass(frozen=True)
@@ -55,11 +48,18 @@ class Prefix:
 
 
 class Source:
-    """One prefix of a store, open for reading."""
+    """One prefix of a store, open for reading; every read is one request, which nobody repeats here.
 
-    def __init__(self, location: Location, store: Any):
+    Args:
+        location: Where it is.
+        store: obstore's store of it.
+        awaits_roles: Whether the credential is an identity, whose roles take a while to spread.
+    """
+
+    def __init__(self, location: Location, store: Any, *, awaits_roles: bool = False):
         self.location = location
         self._store = store
+        self._awaits_roles = awaits_roles
         self._base = location.base_url if isinstance(location, HttpLocation) else None
 
     def list(self) -> dict[str, int] | None:
@@ -103,7 +103,7 @@ class Source:
             return Prefix(result.bytes(), _version(name, meta))
 
     def _may_be_empty(self, error: Exception) -> bool:
-        return isinstance(self.location, FileLocation) or _status(error) == "416"
+        return isinstance(self.location, FileLocation) or causes.status_of(str(error)) == 416
 
     async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """Bytes `[start, end)` of exactly this version of the blob, joined by obstore's own threads.
@@ -126,7 +126,8 @@ class Source:
         if len(data) != end - start:
             raise SourceUnavailable(
                 f"{self.location}/{version.name} [{start}, {end}): the source answered with {len(data)} bytes "
-                f"instead of {end - start}"
+                f"instead of {end - start}",
+                cause=Cause.TRUNCATED,
             )
         return data
 
@@ -151,55 +152,69 @@ class Source:
         except StreamingError:
             raise
         except FileNotFoundError as error:
-            raise self._missing(name) from error
+            raise self._missing(name, str(error)) from error
         except obstore_errors.PreconditionError as error:
             raise self._changed(name) from error
         except (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError) as error:
-            raise self._denied(name, error) from error
+            raise self._denied(name, str(error)) from error
         except (obstore_errors.BaseError, OSError, ValueError) as error:
             where = name if start is None else f"{name} [{start}, {end})"
-            raise self._by_status(name, where, error) from error
+            raise self._by_words(name, where, error) from error
 
-    def _by_status(self, name: str, where: str, error: Exception) -> SourceError:
-        """What obstore has no class for, told by the status that its message quotes."""
-        if "token request" in str(error) and (_status(error) or "").startswith("4"):
-            return self._without_token(error)
-        match _status(error):
-            case "401" | "403":
-                return self._denied(name, error)
-            case "404":
-                return self._missing(name)
-        kind = SourceStalled if _TIMED_OUT.search(str(error)) else SourceUnavailable
-        return kind(f"{self.location}/{where}: {_cause(error)}")
+    def _by_words(self, name: str, where: str, error: Exception) -> SourceError:
+        """What obstore has no class for, told by the words of its message."""
+        text = str(error)
+        match status := causes.status_of(text):
+            case int() if "token request" in text and 400 <= status < 500 and causes.cause_of(text) is None:
+                return self._without_token(text)
+            case 401 | 403:
+                return self._denied(name, text)
+            case 404:
+                return self._missing(name, text)
+            case 416 if where != name:  # what was described has shrunk
+                return self._changed(name)
+        if isinstance(error, obstore_errors.NotSupportedError):
+            return RangesIgnored(
+                f"{self.location}/{where}: the source answered with the whole blob instead of the range: serve it from "
+                "where byte ranges are supported (206, Accept-Ranges)"
+            )
+        cause = causes.cause_of(text)
+        kind = SourceStalled if cause is Cause.TIMEOUT else SourceUnavailable
+        return kind(f"{self.location}/{where}: {causes.on_one_line(text)}{_request(text)}", **_facts(text, cause))
 
-    def _missing(self, name: str) -> BlobNotFound:
-        return BlobNotFound(f"{self.location}/{name}: not found: check account, container and prefix")
+    def _missing(self, name: str, text: str) -> BlobNotFound:
+        return BlobNotFound(
+            f"{self.location}/{name}: not found: check account, container and prefix{_request(text)}", **_facts(text)
+        )
 
-    def _denied(self, name: str, error: Exception) -> AccessDenied:
+    def _denied(self, name: str, text: str) -> AccessDenied:
         azure = isinstance(self.location, AzureLocation)
         needs = "the role Storage Blob Data Reader, or a SAS token with r and l" if azure else "read access"
-        said = _said(error)
+        said = causes.said(text)
         because = f" ({said})" if said else ""
-        return AccessDenied(f"{self.location}/{name}: access denied{because}: the credential needs {needs}", said)
+        return AccessDenied(
+            f"{self.location}/{name}: access denied{because}: the credential needs {needs}{_request(text)}",
+            said,
+            **_facts(text, Cause.ROLE if self._awaits_roles and _NO_ROLE in said else None),
+        )
 
-    def _without_token(self, error: Exception) -> AccessDenied:
-        said = _said(error)
+    def _without_token(self, text: str) -> AccessDenied:
+        said = causes.said(text)
         return AccessDenied(
             f"{self.location}: the identity got no token ({said}): check that AZURE_CLIENT_ID and AZURE_TENANT_ID are "
             "its own, and that its federated credential names this cluster's issuer and this service account",
             said,
+            **_facts(text),
         )
 
 
-def _status(error: Exception) -> str | None:
-    found = _STATUS.search(str(error))
-    return found[1] if found else None
+def _facts(text: str, cause: Cause | None = None) -> dict[str, Any]:
+    return {"cause": cause, "status": causes.status_of(text), "request_id": causes.request_id_of(text)}
 
 
-def _said(error: Exception) -> str:
-    """Status and code of a refusal, as far as the answer had them."""
-    code = _CODE.search(str(error))
-    return " ".join(filter(None, (_status(error), code and (code[1] or code[2]))))
+def _request(text: str) -> str:
+    request_id = causes.request_id_of(text)
+    return f" (request id {request_id})" if request_id else ""
 
 
 def _version(name: str, meta: Any) -> BlobVersion:
@@ -214,26 +229,23 @@ def open_source(uri: str, options: SourceOptions) -> Source:
     """
     try:
         location = parse(uri, options.azure)
-        return Source(location, _open_store(location, options))
+        awaits_roles = isinstance(location, AzureLocation) and credentials.is_identity(options.azure)
+        return Source(location, _open_store(location, options), awaits_roles=awaits_roles)
     except (obstore_errors.BaseError, ValueError) as error:
-        raise SourceError(f"{uri.partition('?')[0]}: the source cannot be opened: {_cause(error)}") from error
+        raise SourceError(
+            f"{uri.partition('?')[0]}: the source cannot be opened: {causes.on_one_line(str(error))}"
+        ) from error
 
 
 def _open_store(location: Location, options: SourceOptions) -> Any:
     client: Any = {
         "allow_http": True,
         "connect_timeout": timedelta(seconds=options.connect_timeout_s),
+        "read_timeout": timedelta(seconds=options.read_timeout_s),
         "timeout": timedelta(seconds=options.request_timeout_s),
     }
-    retry: Any = {
-        "max_retries": options.max_retries,
-        "retry_timeout": timedelta(seconds=options.retry_timeout_s),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=100),
-            "max_backoff": timedelta(seconds=2),
-            "base": 2,
-        },
-    }
+    # Of a request obstore would repeat, nobody could count the attempts, nor know their causes.
+    retry: Any = {"max_retries": 0}
     match location:
         case AzureLocation():
             return AzureStore(
@@ -254,11 +266,3 @@ def _open_store(location: Location, options: SourceOptions) -> Any:
                 raise BlobNotFound(f"{location}: no such folder: check the path and the volume's mount")
             return LocalStore(folder)
     raise SourceError(f"{location}: no store for it")
-
-
-def _cause(error: Exception) -> str:
-    """The message on one line, without XML bodies and without query strings (they carry SAS tokens)."""
-    text, _, debug = str(error).partition("\n\nDebug source")
-    text = " ".join(_BODY.sub("", text).split())
-    details = [detail for detail in _DETAIL.findall(debug) if detail not in text]
-    return _QUERY.sub("?...", ": ".join([text[:_CAUSE_LENGTH], *details[-1:]]))

@@ -13,14 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import BlobClient, ContainerClient, ContentSettings
+from msgspec.structs import replace
 from tqdm import tqdm
 
 from streaming.blob_client import blob_name, open_container, translated
+from streaming.digests import summarize
 from streaming.errors import CheckpointError, SourceError
+from streaming.manifest import MANIFEST_NAME, FileDigests, Manifest, bare_etag, block_bytes_for, encoded
 from streaming.options import MIB, PipelineOptions, SourceOptions
 from streaming.uri import AzureLocation, parse
 
@@ -35,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PushReport:
-    """What one push did: how many files it sent and left alone, and the bytes of those that it sent."""
+    """What one push did: how many files it sent and left alone, and the bytes of those that it sent; without the manifest."""
 
     uploaded: int
     skipped: int
@@ -48,6 +51,15 @@ class _Existing:
 
     size_bytes: int
     md5: bytes | None
+    etag: str
+
+
+class _Sent(NamedTuple):
+    """A file that is in the container now."""
+
+    path: Path
+    digests: FileDigests
+    was_uploaded: bool
 
 
 class _Stopped(Exception):
@@ -65,7 +77,9 @@ def push(
     """Upload the files of a checkpoint folder, except those that are there unchanged.
 
     Shards go first, so that a new model is found only when its weights are there. The service checks the
-    MD5 of every block that it receives, and keeps the file's, by which the next push knows it.
+    MD5 of every block that it receives, and keeps the file's, by which the next push knows it. The manifest goes last: it
+    replaces an older one at once, and until then that one refuses the shards that were replaced before it, so that nobody
+    serves half of each. One that was not changed is left alone.
 
     Args:
         folder: Holds at least one `*.safetensors`; its subfolders and hidden files are left out.
@@ -83,14 +97,17 @@ def push(
     if not isinstance(location, AzureLocation):
         raise SourceError(f"{location}: push writes to Azure only: use az://container/prefix")
     total_bytes = sum(path.stat().st_size for path in files)
+    block_bytes = block_bytes_for(total_bytes)
     # None: a bar only where stderr is a terminal.
     bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="push", disable=quiet or None)
     with bar, _translated(location), open_container(location, source, pipeline.chunk_bytes) as container:
         existing = _list_or_create(container, location)
-        upload = _Push(container, location, existing, bar, max(1, pipeline.lanes // _FILES_AT_ONCE))
         shards = [path for path in files if path.suffix == ".safetensors"]
-        sent = upload.send(shards) + upload.send([path for path in files if path not in shards])
-    sent_bytes = sum(path.stat().st_size for path in sent)
+        upload = _Push(container, location, existing, bar, max(1, pipeline.lanes // _FILES_AT_ONCE), block_bytes)
+        there = upload.send(shards) + upload.send([path for path in files if path not in shards])
+        upload.send_manifest({file.path.name: file.digests for file in there})
+    sent = [file for file in there if file.was_uploaded]
+    sent_bytes = sum(file.digests.size_bytes for file in sent)
     return PushReport(uploaded=len(sent), skipped=len(files) - len(sent), uploaded_bytes=sent_bytes)
 
 
@@ -104,6 +121,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder}: no such folder")
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in visible if path.is_file() and path.suffix not in _LEFT_OUT_SUFFIXES]
+    files = [path for path in files if path.name != MANIFEST_NAME]  # of the container that the folder was taken from
     if not any(path.suffix == ".safetensors" for path in files):
         raise CheckpointError(f"{folder}: no *.safetensors in it: only safetensors checkpoints are served")
     left_out = [path.name for path in visible if path not in files]
@@ -122,38 +140,55 @@ class _Push:
         existing: dict[str, _Existing],
         bar: tqdm[Any],
         blocks_per_file: int,
+        block_bytes: int,
     ):
         self._container = container
         self._location = location
         self._existing = existing
         self._bar = bar
         self._blocks_per_file = blocks_per_file
+        self._block_bytes = block_bytes
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def send(self, files: Sequence[Path]) -> list[Path]:
-        """Upload those of `files` that are not there; give them back."""
+    def send(self, files: Sequence[Path]) -> list[_Sent]:
+        """Upload those of `files` that are not there."""
         with ThreadPoolExecutor(_FILES_AT_ONCE, "push") as pool:
             futures = [pool.submit(self._send_if_changed, path) for path in files]
             try:
-                changed = [future.result() for future in futures]
+                return [future.result() for future in futures]
             except BaseException:
                 # Also on Ctrl-C: a shard under way would otherwise go on for minutes.
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return [path for path, was_changed in zip(files, changed, strict=True) if was_changed]
 
-    def _send_if_changed(self, path: Path) -> bool:
-        md5 = _md5(path)
+    def send_manifest(self, files: dict[str, FileDigests]) -> None:
+        """Say what the container holds now, unless it is said already."""
+        content = encoded(Manifest(block_bytes=self._block_bytes, files=files))
+        md5 = hashlib.md5(content, usedforsecurity=False).digest()
+        name = blob_name(self._location, MANIFEST_NAME)
+        if self._unchanged(name, len(content), md5) is None:
+            settings = ContentSettings(content_type="application/json", content_md5=bytearray(md5))
+            blob = self._container.get_blob_client(name)
+            blob.upload_blob(content, overwrite=True, validate_content=True, content_settings=settings)
+
+    def _send_if_changed(self, path: Path) -> _Sent:
+        md5, digests = summarize(path, self._block_bytes)
         name = blob_name(self._location, path.name)
-        if self._existing.get(name) == _Existing(path.stat().st_size, md5):
-            self._advance(path.stat().st_size)
-            return False
-        self._upload(self._container.get_blob_client(name), path, md5)
-        return True
+        if (etag := self._unchanged(name, digests.size_bytes, md5)) is not None:
+            self._advance(digests.size_bytes)
+            return _Sent(path, replace(digests, etag=etag), was_uploaded=False)
+        etag = self._upload(self._container.get_blob_client(name), path, md5)
+        return _Sent(path, replace(digests, etag=etag), was_uploaded=True)
 
-    def _upload(self, blob: BlobClient, path: Path, md5: bytes) -> None:
+    def _unchanged(self, name: str, size_bytes: int, md5: bytes) -> str | None:
+        """The ETag of the blob that is there with these bytes, if there is one."""
+        found = self._existing.get(name)
+        return found.etag if found and (found.size_bytes, found.md5) == (size_bytes, md5) else None
+
+    def _upload(self, blob: BlobClient, path: Path, md5: bytes) -> str:
+        """Send a file; gives the new blob's ETag."""
         sent_bytes = 0
 
         def on_progress(current_bytes: int, _total_bytes: int | None) -> None:
@@ -164,7 +199,7 @@ class _Push:
             sent_bytes = current_bytes
 
         with path.open("rb") as file:
-            blob.upload_blob(
+            answer = blob.upload_blob(
                 file,
                 length=path.stat().st_size,
                 overwrite=True,
@@ -173,6 +208,7 @@ class _Push:
                 max_concurrency=self._blocks_per_file,
                 progress_hook=on_progress,
             )
+        return bare_etag(answer.get("etag"))
 
     def _advance(self, nbytes: int) -> None:
         with self._lock:
@@ -184,7 +220,9 @@ def _list_or_create(container: ContainerClient, location: AzureLocation) -> dict
     prefix = f"{location.prefix}/" if location.prefix else None
     try:
         return {
-            blob.name: _Existing(blob.size, bytes(md5) if (md5 := blob.content_settings.content_md5) else None)
+            blob.name: _Existing(
+                blob.size, bytes(md5) if (md5 := blob.content_settings.content_md5) else None, bare_etag(blob.etag)
+            )
             for blob in container.list_blobs(name_starts_with=prefix)
         }
     except ResourceNotFoundError:
@@ -194,12 +232,6 @@ def _list_or_create(container: ContainerClient, location: AzureLocation) -> dict
     except ResourceExistsError:
         _log.info("container %s was created by somebody else meanwhile", location.container)
     return {}
-
-
-def _md5(path: Path) -> bytes:
-    """The MD5 that Azure keeps as Content-MD5: against accidents, not against attackers."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
 
 
 @contextmanager

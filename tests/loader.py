@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.child import Child, spawn
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
 from streaming.messages import (
     ArenaMemory,
+    Counted,
     Described,
     FellBack,
     FromLoader,
@@ -29,7 +31,7 @@ from streaming.messages import (
     Staged,
     TensorLayout,
 )
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 from streaming.wire import Connection, ConnectionClosed
 
 ORIGIN = Origin(arena_id="test")
@@ -47,6 +49,7 @@ class Load:
     fallbacks: list[FellBack] = field(default_factory=list)
     landed_chunk_ids: list[int] = field(default_factory=list)
     report: LoadReport | None = None
+    counters: FetchCounters = field(default_factory=FetchCounters)
     error: ErrorReport | None = None
     max_resident_bytes: int = 0
     resumed: Load | None = None  # it owns the descriptor
@@ -72,8 +75,10 @@ def load(
     source: SourceOptions | None = None,
     pipeline: PipelineOptions | None = None,
     destination: DestinationOptions | None = None,
+    cache: CacheOptions | None = None,
     environ: Mapping[str, str] | None = None,
     layout: Callable[[Described], Layout] = as_stored,
+    refuse_mismatches: bool = True,
     resume: Load | None = None,
     on_message: Callable[[Child, object], None] = lambda _child, _message: None,
 ) -> Load:
@@ -82,9 +87,11 @@ def load(
         origin=ORIGIN,
         uri=uri,
         strategy=strategy,
+        refuse_mismatches=refuse_mismatches,
         source=source or SourceOptions(max_retries=1, retry_timeout_s=5),
         pipeline=pipeline or PipelineOptions(lanes=4, chunk_bytes=1 << 20),
         destination=destination or DestinationOptions(),
+        cache=cache,
         resume=_resume(resume),
     )
     result = Load(plan=resume.plan, fd=resume.fd, memory=resume.memory, resumed=resume) if resume else Load()
@@ -140,7 +147,9 @@ def _take(result: Load, message: FromLoader, fds: list[int]) -> None:
             result.fallbacks.append(message)
         case LandedChunks(chunk_ids=chunk_ids):
             result.landed_chunk_ids += chunk_ids
+        case Counted(counters=counters):
+            result.counters = counters
         case Landed(report=report):
-            result.report = report
+            result.report, result.counters = report, report.counters
         case LoadFailed(error=error):
             result.error = error

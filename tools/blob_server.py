@@ -6,11 +6,14 @@ per connection: for tests. Knows nothing of checkpoints.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,12 +42,18 @@ class BlobRequest:
 class Fault:
     """What to do instead of a good answer.
 
-    `status` answers with that status and no body; `cut_after_bytes` closes the connection after so many
-    bytes of the body (0: before the headers).
+    `status` answers with that status, and `body` and `headers` (which replace those that would be sent); `cut_after_bytes`
+    closes the connection after so many bytes of the body (0: before the headers), `resets` does so with a reset instead of an
+    end, and `stalls_s` waits before. `ignores_range` answers with the whole blob and 200.
     """
 
     status: int | None = None
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
+    resets: bool = False
+    stalls_s: float = 0.0
+    ignores_range: bool = False
 
 
 Hook = Callable[[BlobRequest], Fault | None]
@@ -171,13 +180,23 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._resolved(path)
         if fault.status is not None:
             request = replace(request, start=0, end=0, status=fault.status)
+        elif fault.ignores_range and path is not None and request.status == HTTPStatus.PARTIAL_CONTENT:
+            request = replace(request, start=0, end=path.stat().st_size, status=HTTPStatus.OK)
         self.server.blobs.requests.append(request)
         if fault.cut_after_bytes == 0:
-            self.close_connection = True
+            self._hang_up(fault)
             return
-        self._send_head(path, request)
+        self._send_head(path, request, fault)
         if with_body and path is not None and request.end > request.start:
-            self._send_body(path, request, fault.cut_after_bytes)
+            self._send_body(path, request, fault)
+
+    def _hang_up(self, fault: Fault) -> None:
+        time.sleep(fault.stalls_s)
+        self.close_connection = True
+        if fault.resets:
+            # To linger for no time is to reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     def _file(self) -> Path | None:
         path = (self.server.blobs.folder / unquote(urlsplit(self.path).path).lstrip("/")).resolve()
@@ -202,25 +221,33 @@ class _Handler(BaseHTTPRequestHandler):
     def _etag(self, path: Path) -> str | None:
         return self.server.blobs.etag_of(path)
 
-    def _send_head(self, path: Path | None, request: BlobRequest) -> None:
+    def _send_head(self, path: Path | None, request: BlobRequest, fault: Fault) -> None:
+        headers = {
+            "Content-Length": str(len(fault.body) or request.end - request.start),
+            "Accept-Ranges": "bytes",
+            **(self._file_headers(path, request) if path is not None and path.is_file() else {}),
+            **fault.headers,
+        }
         self.send_response(request.status)
-        self.send_header("Content-Length", str(request.end - request.start))
-        self.send_header("Accept-Ranges", "bytes")
-        if path is not None and path.is_file():
-            if (etag := self._etag(path)) is not None:
-                self.send_header("ETag", etag)
-            self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
-            self._send_content_range(path.stat().st_size, request)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
+        self.wfile.write(fault.body)
 
-    def _send_content_range(self, size_bytes: int, request: BlobRequest) -> None:
+    def _file_headers(self, path: Path, request: BlobRequest) -> dict[str, str]:
+        stat, etag = path.stat(), self._etag(path)
+        headers = {"Last-Modified": self.date_time_string(int(stat.st_mtime))}
+        if etag is not None:
+            headers["ETag"] = etag
         if request.status == HTTPStatus.PARTIAL_CONTENT:
             # Inclusive: HTTP is spoken here.
-            self.send_header("Content-Range", f"bytes {request.start}-{request.end - 1}/{size_bytes}")
+            headers["Content-Range"] = f"bytes {request.start}-{request.end - 1}/{stat.st_size}"
         elif request.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            self.send_header("Content-Range", f"bytes */{size_bytes}")
+            headers["Content-Range"] = f"bytes */{stat.st_size}"
+        return headers
 
-    def _send_body(self, path: Path, request: BlobRequest, cut_after_bytes: int | None) -> None:
+    def _send_body(self, path: Path, request: BlobRequest, fault: Fault) -> None:
+        cut_after_bytes = fault.cut_after_bytes
         end = request.end if cut_after_bytes is None else min(request.end, request.start + cut_after_bytes)
         throttle = self.server.blobs.throttle
         with path.open("rb") as file:
@@ -229,4 +256,5 @@ class _Handler(BaseHTTPRequestHandler):
                 if throttle:
                     throttle.wait(nbytes)
                 self.connection.sendfile(file, start, nbytes)
-        self.close_connection = end < request.end
+        if end < request.end:
+            self._hang_up(fault)

@@ -47,6 +47,23 @@ def _cold_start() -> list[Json]:
         bars("The cold start's spans", [Query(_of_start(names.COLD_START), "{{span}}", instant=True)], "s"),
         stats("Single reads of weights", [_read_quantile(q) for q in _QUANTILES], "s"),
         stats(
+            "Weights by where they came from",
+            [
+                Query(_of_start(names.CACHE_HITS), "the node's disk", instant=True),
+                Query(_of_start(names.CACHE_MISSES), "the source, in spite of a cache", instant=True),
+            ],
+            "bytes",
+        ),
+        stats(
+            "Weights by whether their digests were compared",
+            [
+                Query(_of_start(names.VERIFIED_BYTES), "verified", instant=True),
+                Query(_of_start(names.UNVERIFIED_BYTES), "unverified", instant=True),
+            ],
+            "bytes",
+        ),
+        stats("Blocks with another digest", [Query(_of_start(names.MISMATCHES), "", instant=True)], "none"),
+        stats(
             "Restarts and fallbacks",
             [
                 Query(_of_start(names.RESTARTS), "{{process}} restarted", instant=True),
@@ -54,6 +71,17 @@ def _cold_start() -> list[Json]:
             ],
             "none",
         ),
+        stats(
+            "Slow and refused reads",
+            [
+                Query(_of_start(names.HEDGES), "read a second time", instant=True),
+                Query(_of_start(names.HEDGES_WON), "second read came first", instant=True),
+                Query(_of_start(names.THROTTLES), "refused", instant=True),
+            ],
+            "none",
+        ),
+        stats("Bytes read twice", [Query(_of_start(names.WASTED_BYTES), "", instant=True)], "bytes"),
+        stats("Reads tried again", [Query(_of_start(names.RETRIES), "after {{cause}}", instant=True)], "none"),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from app.bench.server import serving
@@ -16,7 +16,7 @@ from app.bench.table import Run, columns, figures, gains_pct, table, verdict
 from app.settings import Command, Settings
 
 
-def bench(command: Command) -> int:
+def bench(command: Command, environ: Mapping[str, str]) -> int:
     """Measure, print, and give the exit code.
 
     Raises:
@@ -27,7 +27,7 @@ def bench(command: Command) -> int:
     rounds: int = command.options["--runs"]
     runs: dict[str, list[Run]] = {strategy: [] for strategy in strategies}
     for number, strategy in schedule(strategies, rounds):
-        run = _measure(command, strategy)
+        run = _measure(command, strategy, environ)
         runs[strategy].append(run)
         _say(f"run {number} of {rounds}, {strategy}: first answer {run['first_answer_s']:.2f} s after exec")
     _print(command.settings, runs)
@@ -41,7 +41,7 @@ def schedule(strategies: Sequence[str], rounds: int) -> Iterator[tuple[int, str]
         yield from ((number + 1, strategy) for strategy in (*strategies[start:], *strategies[:start]))
 
 
-def _measure(command: Command, strategy: str) -> Run:
+def _measure(command: Command, strategy: str, environ: Mapping[str, str]) -> Run:
     settings = command.settings
     question = {
         "model": settings.model.served_model_names[0],
@@ -50,7 +50,7 @@ def _measure(command: Command, strategy: str) -> Run:
         "temperature": 0,
     }
     words = (*command.serve_words, f"--load-strategy={strategy}")
-    with serving(words, settings.server.api_keys) as server:
+    with serving(words, environ) as server:
         server.wait_ready()
         server.ask("POST", "/v1/completions", question)
         return columns(server.ask("GET", "/startupz")["milestones"])

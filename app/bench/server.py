@@ -9,19 +9,21 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from app.errors import CommandError
+from app.settings.table import variable_of
 from streaming.process import die_with_parent
 
 _HOST = "127.0.0.1"
@@ -96,14 +98,18 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(words: Sequence[str], api_keys: Sequence[str]) -> Iterator[Server]:
-    """Run `coldstream` with `words` on a free port of the loopback address for the length of a `with` block."""
-    port = _free_port()
+def serving(words: Sequence[str], environ: Mapping[str, str]) -> Iterator[Server]:
+    """Run `coldstream` with `words` on a free port of the loopback address for the length of a `with` block.
+
+    It has a key of its own, so that nobody else on the machine disturbs a measurement; a command line would show it to them.
+    """
+    port, key = _free_port(), secrets.token_hex()
     command = [sys.executable, "-P", "-m", "app", *words, f"--host={_HOST}", f"--port={port}", "--log-format=text"]
-    headers = {"authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+    headers = {"authorization": f"Bearer {key}"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
+            env={**environ, variable_of("--api-key"): key},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -135,4 +135,5 @@ def _demand(settings: Settings, found: Description | None, *, is_folder: bool) -
         chunks_bytes=pipeline.chunks_held * pipeline.chunk_bytes,
         slots_bytes=0 if staged else 2 * pipeline.writers * pipeline.chunk_bytes,
         connections=settings.server.max_waiting_requests + pipeline.lanes,
+        cache_dir=cache.folder if (cache := settings.storage.cache_options()) and not staged else None,
     )

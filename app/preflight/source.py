@@ -24,11 +24,13 @@ from app.preflight.finding import FAILED, SOURCE, Finding, failed, ok, refused, 
 from app.preflight.judgement import source as judgement
 from app.preflight.judgement.source import Answer
 from app.settings import Settings
+from streaming.counters import FetchCounters
 from streaming.credentials import choose, unreadable_token
 from streaming.describe import Description, describe
-from streaming.errors import SourceError, StreamingError
+from streaming.errors import CheckpointError, SourceError, StreamingError
 from streaming.options import HOST_STAGING, SourceOptions
-from streaming.source import Source, open_source
+from streaming.retrying import Retries, RetryingSource
+from streaming.source import open_source
 from streaming.staging import Staging
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
 
@@ -45,7 +47,7 @@ class SourceChecks:
         self._settings = settings
         self._deadline = deadline
         self._location: Location | None = None
-        self._source: Source | None = None
+        self._source: RetryingSource | None = None
         self._staging: Staging | None = None
         self._credential = ""
         self._answer: Answer | None = None
@@ -146,9 +148,9 @@ class SourceChecks:
         start_s = time.monotonic()
         options = self._hurried()
         try:
-            self._source = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
-            source = self._source
-            found = self._deadline.run(lambda: describe(source))
+            opened = self._deadline.run(lambda: open_source(self._settings.model.uri, options))
+            source = self._source = RetryingSource(opened, Retries(options, FetchCounters()))
+            found = self._deadline.run(lambda: describe(source, self._on_flaw))
         except StreamingError as error:
             return judgement.unread("metadata", error, self._credential)
         if self._staging is not None:
@@ -157,6 +159,11 @@ class SourceChecks:
         shards_bytes = sum(version.size_bytes for version in found.versions)
         elapsed_s = time.monotonic() - start_s
         return judgement.judge_metadata(len(found.entries), len(found.versions), shards_bytes, elapsed_s)
+
+    def _on_flaw(self, flaw: CheckpointError) -> None:
+        """As `serve` does."""
+        if self._settings.startup.fail_if_checksum_mismatch:
+            raise flaw
 
     def _read(self) -> Finding:
         assert self._source is not None  # it was described
@@ -193,6 +200,7 @@ class SourceChecks:
         return msgspec.structs.replace(
             options,
             connect_timeout_s=min(options.connect_timeout_s, share_s),
+            read_timeout_s=min(options.read_timeout_s, share_s),
             request_timeout_s=min(options.request_timeout_s, share_s),
             retry_timeout_s=min(options.retry_timeout_s, share_s),
             max_retries=min(options.max_retries, _MOST_RETRIES),

@@ -52,6 +52,6 @@ HELP = "\n".join(
         "work behind them overlaps (bytes land and torch is imported while others are fetched):",
         *(f"  {name:<14} {text}" for name, text in COLUMNS.items()),
         "",
-        "Flags, variables and file are those of serve; --host, --port and --load-strategy are chosen here.",
+        "Flags, variables and file are those of serve; --host, --port, --api-key and --load-strategy are chosen here.",
     )
 )

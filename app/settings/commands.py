@@ -21,7 +21,7 @@ from app.settings.tree import ROWS, SECTIONS, Settings, check_served
 class Command(msgspec.Struct, frozen=True):
     """What the user asked for: one of `parser.FORMS`, its positional arguments, its settings, its own flags' values.
 
-    `serve_words` is the same command line for `serve`, where the command takes that.
+    `serve_words` is the same command line for `serve`, where the command takes that, but for secrets: `ps` shows it.
     """
 
     name: str
@@ -62,10 +62,13 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def _serve_words(line: Line) -> tuple[str, ...]:
-    """The command line again, without the command's own flags."""
+    """The command line again, without the command's own flags and without secrets."""
     flags = {flag: kind for row in ROWS for flag, kind in row.flags().items()}
+    secret = {flag for row in ROWS if row.setting.secret for flag in row.flags()}
     words = ["serve", *line.arguments.values()]
     for flag, texts in line.flags.items():
+        if flag in secret:
+            continue
         is_bare = flag in flags and not flags[flag].metavar
         words += [flag] if is_bare else [f"{flag}={text}" for text in texts]
     return tuple(words)

@@ -21,8 +21,8 @@ Made from the declarations in `app/settings/` by `python -m app.settings.documen
 A flag wins over a variable, a variable over the `--config` file (or `COLDSTREAM_CONFIG`), the file over the
 default. Names that nobody knows and values of the wrong kind are errors (exit 2). An empty variable is unset.
 Where a setting has several variables, the first that is set wins. In the file, a setting is a key of its
-section; secrets are not read from it. `push` and `inspect` read the same variables and the same file, and
-take the flags of `storage` and `observability`.
+section; secrets are not read from it. `push`, `inspect` and `verify` read the same variables and the same file,
+and take the flags of `storage` and `observability`.
 
 `--model-loader-extra-config JSON` takes vLLM's keys `concurrency`, `memory_limit` and `distributed`.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from app.errors import UsageError
 from app.settings.kinds import MIB, shown_bytes
 from streaming.options import PipelineOptions
@@ -10,8 +12,8 @@ UNLIMITED = -1
 LEAST = 0
 
 
-def fit_memory(lanes: int, chunk_bytes: int, memory_limit_bytes: int) -> PipelineOptions:
-    """The most of `lanes` and `chunk_bytes` whose memory (`PipelineOptions.chunks_held`) stays within the limit.
+def fit_memory(wish: PipelineOptions, memory_limit_bytes: int) -> PipelineOptions:
+    """The most of a wish's lanes and chunks whose memory (`PipelineOptions.chunks_held`) stays within the limit.
 
     Lanes go first, because a smaller chunk costs a request more per byte; chunks shrink to whole MiB, and
     only once a single lane is left. A limit of -1 is none, and 0 is the least that the lanes asked for need:
@@ -21,15 +23,15 @@ def fit_memory(lanes: int, chunk_bytes: int, memory_limit_bytes: int) -> Pipelin
         UsageError: Not even one lane with chunks of 1 MiB fits.
     """
     if memory_limit_bytes in (UNLIMITED, LEAST):
-        return PipelineOptions(lanes=lanes, chunk_bytes=chunk_bytes)
-    for fewer in range(lanes, 0, -1):
-        fitted = PipelineOptions(lanes=fewer, chunk_bytes=chunk_bytes)
-        if fitted.chunks_held * chunk_bytes <= memory_limit_bytes:
+        return wish
+    for fewer in range(wish.lanes, 0, -1):
+        fitted = structs.replace(wish, lanes=fewer)
+        if fitted.chunks_held * fitted.chunk_bytes <= memory_limit_bytes:
             return fitted
-    least = PipelineOptions(lanes=1).chunks_held
+    least = fitted.chunks_held
     if memory_limit_bytes < least * MIB:
         raise UsageError(
             f"storage.memory_limit_bytes: {shown_bytes(memory_limit_bytes)} is too little: "
             f"one lane with chunks of 1 MiB needs {least} MiB; use -1 for no limit"
         )
-    return PipelineOptions(lanes=1, chunk_bytes=memory_limit_bytes // least // MIB * MIB)
+    return structs.replace(fitted, chunk_bytes=memory_limit_bytes // least // MIB * MIB)

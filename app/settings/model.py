@@ -100,11 +100,9 @@ class StartupSettings(Section, frozen=True, kw_only=True):
         bool,
         Setting(
             BOOL,
-            "Refuse weights whose checksum differs from the manifest's.",
-            flags=(),
-            status="not yet active: it will compare every shard with the checksums that push writes",
+            "Refuse bytes whose checksum differs from the manifest's; otherwise they are logged, counted and used.",
         ),
-    ] = False
+    ] = True
     stall_timeout_s: Annotated[
         float,
         Setting(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from app.errors import UsageError
-from app.settings import bench, preflight
+from app.settings import bench, preflight, verify
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of, unknown
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
@@ -44,6 +44,7 @@ FORMS = {
     "serve": Form("stream a model's weights and serve it over the OpenAI API", ("URI",), tuple(SECTIONS)),
     "push": Form("upload a local checkpoint to a container", ("SRC", "URI"), _SOURCE_SECTIONS),
     "inspect": Form("show what a checkpoint holds, from its headers alone", ("URI",), _SOURCE_SECTIONS),
+    "verify": Form(verify.HELP, ("URI",), _SOURCE_SECTIONS, verify.OPTIONS),
     "bench": Form(bench.HELP, ("URI",), tuple(SECTIONS), bench.OPTIONS),
     "preflight": Form(preflight.HELP, ("URI",), tuple(SECTIONS), preflight.OPTIONS),
 }
@@ -142,6 +143,7 @@ def _command_parser(name: str, form: Form) -> _Parser:
         parser.add_argument(argument, nargs="?" if form.serves else None)
     for flag, option in form.options.items():
         default = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+        default = "none" if default == "" else default
         _add(parser, flag, option.kind.metavar, f"{option.help} Expects {option.kind.accepts}; default: {default}.")
     _add(parser, CONFIG_FLAG, "FILE", f"YAML file with the sections below. [{CONFIG_VARIABLE}]")
     if form.serves:

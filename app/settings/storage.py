@@ -5,12 +5,23 @@ Gives `streaming`'s options. Knows no flag's or variable's value: sources are re
 
 from typing import Annotated
 
-from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
-from app.settings.memory import UNLIMITED, fit_memory
-from app.settings.table import Section, Setting
-from streaming.options import AzureOptions, PipelineOptions, SourceOptions
+from msgspec import structs
 
+from app.settings.kinds import BOOL, MIB, SECRET, TEXT, URI, Kind, choice, integer, mebibytes, number, size
+from app.settings.memory import LEAST, UNLIMITED, fit_memory
+from app.settings.table import Section, Setting
+from streaming.options import (
+    AzureOptions,
+    CacheOptions,
+    HedgingOptions,
+    PipelineOptions,
+    SourceOptions,
+    ThrottlingOptions,
+)
+
+DEFAULT_CACHE_DIR = "/var/cache/coldstream"
 _SOURCE, _PIPELINE = SourceOptions(), PipelineOptions()
+_THROTTLING = _PIPELINE.throttling
 # azure-identity's own variable: what it means beyond these two is for DefaultAzureCredential to say.
 _TOKEN_CREDENTIALS = Kind(
     accepts="a name that azure-identity knows",
@@ -50,13 +61,46 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         int,
         Setting(
             size(UNLIMITED, accepts="-1 (no limit), 0 (the least) or a size in bytes, such as 512MiB"),
-            "Host memory of all chunks (two per lane, eight for the writers); lanes, then chunks, are reduced to fit.",
+            "Host memory of all chunks (two per lane, and more for second reads and writers); lanes, then chunks, are reduced to fit.",
             flags=("--memory-limit",),
             variables=("RUNAI_STREAMER_MEMORY_LIMIT",),
             loader_key="memory_limit",
             unit="bytes",
         ),
     ] = UNLIMITED
+    min_lanes: Annotated[
+        int,
+        Setting(
+            integer(1, 256),
+            "The fewest ranged reads at once, where the source asks for less or is slowed by more.",
+            flags=("--min-concurrency",),
+        ),
+    ] = _THROTTLING.min_lanes
+    hedge_budget_ratio: Annotated[
+        float,
+        Setting(
+            number(0, 1),
+            "How much of the load may be asked for twice, where a range is far slower than others; 0 is nothing.",
+        ),
+    ] = _PIPELINE.hedging.budget_ratio
+    max_bandwidth_bytes_per_s: Annotated[
+        int | None,
+        Setting(
+            size(MIB),
+            "The most that all lanes together read per second, from 1 MiB.",
+            flags=("--max-bandwidth",),
+            unit="bytes/s",
+            unset="no limit",
+        ),
+    ] = _THROTTLING.max_bandwidth_bytes_per_s
+    start_jitter_s: Annotated[
+        float,
+        Setting(
+            number(0, 3600),
+            "The first read of weights waits for a random time up to this, so that a fleet does not start as one.",
+            unit="s",
+        ),
+    ] = _THROTTLING.start_jitter_s
     distributed: Annotated[
         bool,
         Setting(
@@ -68,17 +112,33 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         ),
     ] = False
     local_nvme_cache_enabled: Annotated[
-        bool,
+        bool | None,
         Setting(
             BOOL,
-            "Keep fetched shards on a local disk.",
+            "Keep fetched ranges on a local disk, and read them from there while ETags match; not with host-staging.",
             flags=(),
-            status="not yet active: it will keep shards on a local disk and read them from there while ETags match",
+            unset="true where --cache-dir is given",
         ),
-    ] = False
+    ] = None
+    cache_dir: Annotated[
+        str | None,
+        Setting(TEXT, "The folder of that cache; servers of one user may share it.", unset=DEFAULT_CACHE_DIR),
+    ] = None
+    cache_size_bytes: Annotated[
+        int,
+        Setting(
+            size(MIB),
+            "How much the cache takes at most; the longest unused blobs go first, and 15 % of the file system stay free.",
+            flags=("--cache-size",),
+            unit="bytes",
+        ),
+    ] = CacheOptions(folder="").max_bytes
     connect_timeout_s: Annotated[float, Setting(number(0.001), "To connect to the source.", unit="s")] = (
         _SOURCE.connect_timeout_s
     )
+    read_timeout_s: Annotated[
+        float, Setting(number(0.001), "Without a byte of an answer, until its connection is given up.", unit="s")
+    ] = _SOURCE.read_timeout_s
     request_timeout_s: Annotated[float, Setting(number(0.001), "For one request.", unit="s")] = (
         _SOURCE.request_timeout_s
     )
@@ -190,15 +250,40 @@ class StorageSettings(Section, frozen=True, kw_only=True):
         return SourceOptions(
             azure=azure,
             connect_timeout_s=self.connect_timeout_s,
+            read_timeout_s=self.read_timeout_s,
             request_timeout_s=self.request_timeout_s,
             max_retries=self.max_retries,
             retry_timeout_s=self.retry_timeout_s,
         )
 
     def pipeline_options(self) -> PipelineOptions:
-        """Lanes and chunks, reduced to the memory limit.
+        """Lanes and chunks, reduced to what the memory limit leaves them, and how they are paced.
 
         Raises:
             UsageError: Not even one lane fits.
         """
-        return fit_memory(self.lanes, self.chunk_bytes, self.memory_limit_bytes)
+        limit_bytes = self.memory_limit_bytes
+        if limit_bytes not in (UNLIMITED, LEAST) and (cache := self.cache_options()) is not None:
+            limit_bytes -= cache.queue_bytes
+        wish = PipelineOptions(
+            lanes=self.lanes,
+            chunk_bytes=self.chunk_bytes,
+            hedging=HedgingOptions(budget_ratio=self.hedge_budget_ratio),
+            throttling=ThrottlingOptions(
+                min_lanes=self.min_lanes,
+                max_bandwidth_bytes_per_s=self.max_bandwidth_bytes_per_s,
+                start_jitter_s=self.start_jitter_s,
+            ),
+        )
+        return fit_memory(wish, limit_bytes)
+
+    def cache_options(self) -> CacheOptions | None:
+        """Where ranges are kept; None where they are not. Of a memory limit, a quarter may wait for the disk."""
+        is_on = self.cache_dir is not None if self.local_nvme_cache_enabled is None else self.local_nvme_cache_enabled
+        if not is_on:
+            return None
+        options = CacheOptions(folder=self.cache_dir or DEFAULT_CACHE_DIR, max_bytes=self.cache_size_bytes)
+        if self.memory_limit_bytes in (UNLIMITED, LEAST):
+            return options
+        queue_bytes = min(options.queue_bytes, self.memory_limit_bytes // 4)
+        return structs.replace(options, queue_bytes=queue_bytes)

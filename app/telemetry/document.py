@@ -1,4 +1,4 @@
-"""The tables of metrics and phases in docs/operating.md: `python -m app.telemetry.document docs/operating.md` writes them.
+"""The tables of metrics, phases and retries in docs/operating.md: `python -m app.telemetry.document docs/operating.md` writes them.
 
 Takes the names and a document, gives the document with the tables between their marks. Knows no value.
 """
@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 from app.telemetry import names
+from streaming.retry_policy import RULES
 
 _BEGIN, _END = "<!-- {}: made by app.telemetry.document -->\n", "<!-- end of {} -->\n"
 
 
 def with_tables(document: str) -> str:
     """The document with today's tables between their marks."""
-    for topic, table in {"metrics": _metrics(), "phases": _phases()}.items():
+    for topic, table in {"metrics": _metrics(), "phases": _phases(), "retries": _retries()}.items():
         before, rest = document.split(_BEGIN.format(topic))
         document = before + _BEGIN.format(topic) + table + _END.format(topic) + rest.split(_END.format(topic))[1]
     return document
@@ -32,6 +33,15 @@ def _metrics() -> str:
 
 def _phases() -> str:
     lines = ["| phase | from, to |", "|---|---|", *(f"| `{name}` | {help_} |" for name, help_ in names.PHASES.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _retries() -> str:
+    """The causes by which reads are tried again."""
+    lines = ["| cause | meaning | first wait at most |", "|---|---|---|"]
+    for cause, rule in RULES.items():
+        grace = f", in a load's first {rule.grace_s:g} s only" if rule.grace_s else ""
+        lines.append(f"| `{cause}` | {rule.meaning}{grace} | {rule.first_wait_s:g} s |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from app.telemetry.names import COLD_START_FROM_EXEC_S, FIRST_TOKEN, SPANS
+from streaming.counters import FetchCounters
 from streaming.messages import ShardTimes
 
 
@@ -21,6 +22,7 @@ class Ledger:
         self._milestones: dict[str, float] = {}
         self._fallbacks: list[dict[str, str]] = []
         self.fetched_bytes = 0
+        self.counters = FetchCounters()
         self.shards: tuple[ShardTimes, ...] = ()
         self.device_used_bytes: dict[str, int] = {}
         self.restarts: Counter[str] = Counter(loader=0, engine=0)

@@ -34,6 +34,9 @@ def configure(level: str, log_format: str = AUTO) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
     # It tells of its own start and end under the name "uvicorn.error"; the lifecycle's lines say it better.
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
+    # They log requests with their URLs, and a SAS token is a part of those; what fails is told by our own errors.
+    for name in ("azure", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _text_formatter() -> logging.Formatter:

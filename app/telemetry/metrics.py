@@ -139,7 +139,17 @@ class _ServiceCollector(Collector):
         yield from _labelled(names.COLD_START, ledger.durations())
         yield from _labelled(names.FALLBACKS, ledger.fallback_counts())
         yield from _labelled(names.RESTARTS, ledger.restarts)
+        yield from _labelled(names.RETRIES, ledger.counters.retries)
+        yield names.HEDGES, ledger.counters.hedges
+        yield names.HEDGES_WON, ledger.counters.hedges_won
+        yield names.WASTED_BYTES, ledger.counters.wasted_bytes
+        yield names.THROTTLES, ledger.counters.throttles
+        yield names.VERIFIED_BYTES, ledger.counters.verified_bytes
+        yield names.UNVERIFIED_BYTES, ledger.counters.unverified_bytes
+        yield names.MISMATCHES, ledger.counters.mismatches
         yield from _labelled(names.STARTUP_DEVICE_USED, ledger.device_used_bytes)
+        yield names.CACHE_HITS, ledger.counters.cache_hit_bytes
+        yield names.CACHE_MISSES, ledger.counters.cache_miss_bytes
 
     def _engine(self) -> Iterator[Sample]:
         load = self._service.load

@@ -145,6 +145,51 @@ RANGE_DURATION = Metric(
     "Single ranged reads of weights, from being asked for until their bytes were there, retries included; of the last loader, known once the weights have landed. Not with host-staging.",
     buckets=RANGE_BUCKETS_S,
 )
+RETRIES = Metric(
+    "coldstream_fetch_retries_total",
+    "counter",
+    "Reads of metadata and weights that were tried again, by why the attempt before had failed. Not weights with host-staging.",
+    ("cause",),
+)
+CACHE_HITS = Metric(
+    "coldstream_cache_hit_bytes_total",
+    "counter",
+    "Bytes of weights that were read from the node's disk; only with a cache.",
+)
+CACHE_MISSES = Metric(
+    "coldstream_cache_miss_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched although there is a cache.",
+)
+HEDGES = Metric(
+    "coldstream_fetch_hedges_total",
+    "counter",
+    "Ranges of weights that were read a second time, because they were slow.",
+)
+HEDGES_WON = Metric("coldstream_fetch_hedges_won_total", "counter", "Of those, ranges whose second read came first.")
+WASTED_BYTES = Metric(
+    "coldstream_fetch_wasted_bytes_total", "counter", "Bytes that were asked for twice on that account."
+)
+THROTTLES = Metric(
+    "coldstream_fetch_throttles_total",
+    "counter",
+    "Reads of weights that the source refused because it was asked for too much (503, 429).",
+)
+VERIFIED_BYTES = Metric(
+    "coldstream_fetch_verified_bytes_total",
+    "counter",
+    "Bytes of weights whose digests were the manifest's.",
+)
+UNVERIFIED_BYTES = Metric(
+    "coldstream_fetch_unverified_bytes_total",
+    "counter",
+    "Bytes of weights that were fetched without digests to compare them with.",
+)
+MISMATCHES = Metric(
+    "coldstream_fetch_digest_mismatches_total",
+    "counter",
+    "Blocks of weights whose digest was another one; a block that was read again and was wrong again counts twice.",
+)
 STARTUP_DEVICE_USED = Metric(
     "coldstream_startup_gpu_memory_used_bytes",
     "gauge",
@@ -201,6 +246,8 @@ UNATTRIBUTED_MS = "unattributed_ms"
 OVERLAP_RATIO = "overlap_ratio"
 FALLBACK_ATTRIBUTE = "coldstream.fallbacks"
 RESTARTS_ATTRIBUTE = "coldstream.restarts.{}"
+RETRIES_ATTRIBUTE = "coldstream.retries"
+VERIFIED_ATTRIBUTE, UNVERIFIED_ATTRIBUTE = "coldstream.verified_bytes", "coldstream.unverified_bytes"
 DEVICE_USED_ATTRIBUTE = "coldstream.gpu_memory.{}_bytes"
 RANGE_COUNT = "coldstream.ranges"
 RANGE_EVENT = "slow_range"

@@ -100,6 +100,9 @@ def _attributes(ledger: Ledger, over_s: float) -> Attributes:
         names.OVERLAP_RATIO: round(sum(end_s - start_s for start_s, end_s in intervals) / over_s, 3),
         names.FALLBACK_ATTRIBUTE: tuple(ledger.fallback_counts()),
         **{names.RESTARTS_ATTRIBUTE.format(process): count for process, count in ledger.restarts.items()},
+        names.RETRIES_ATTRIBUTE: sum(ledger.counters.retries.values()),
+        names.VERIFIED_ATTRIBUTE: ledger.counters.verified_bytes,
+        names.UNVERIFIED_ATTRIBUTE: ledger.counters.unverified_bytes,
         **{names.DEVICE_USED_ATTRIBUTE.format(at): used for at, used in ledger.device_used_bytes.items()},
     }
 

@@ -18,8 +18,8 @@ from tests.e2e.test_refusals import check, coldstream
 
 
 def test_both_strategies_are_measured_on_the_users_model(pushed_demo, azure_environment):
-    """One server after the other from Blob storage; every column of every run adds up."""
-    environ = {**azure_environment, "COLDSTREAM_API_KEY": "s3cret"}
+    """One server after the other from Blob storage; every column of every run adds up, and no key of the user's is needed."""
+    environ = {**azure_environment, "COLDSTREAM_API_KEY": "s3cret,s3cret too"}
     done = coldstream("bench", pushed_demo, "--runs", "2", "--max-model-len", "512", environ=environ)
     assert done.returncode == 0, done.stderr
     header, direct, staged, _legend, verdict, report = done.stdout.splitlines()
@@ -49,15 +49,16 @@ def test_a_server_that_fails_ends_the_bench_with_its_code_and_reason(tmp_path):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_bench_that_is_stopped_leaves_nobody(demo_model_dir, number, code):
-    """Ctrl-C, a kill and a kill -9 take the server, its loader and its engine along."""
+    """Ctrl-C, a kill and a kill -9 take the server, its loader and its engine along, whose command lines tell no key."""
     bench = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app", "bench", str(demo_model_dir)],
+        [sys.executable, "-P", "-m", "app", "bench", str(demo_model_dir), "--api-key", "s3cret"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         family = wait_for(lambda: len(found := psutil.Process(bench.pid).children(recursive=True)) >= 3 and found)
+        assert "s3cret" not in str([process.cmdline() for process in family])
         os.kill(bench.pid, number)
         _, errors = bench.communicate(timeout=40)
     finally:

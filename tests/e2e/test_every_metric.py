@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,29 +13,38 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from app.telemetry import names
+from streaming.digests import summarize
+from streaming.manifest import MANIFEST_NAME, Manifest, encoded
+from streaming.messages import Plan
+from streaming.options import CacheOptions
+from streaming.upload import checkpoint_files
 from tests.coldstream import Server, serving, wait_for
 from tests.collector import sink
+from tests.loader import load
 from tests.prometheus import asked, lint, prometheus, unparsable
 from tests.unit.test_grafana_dashboard import DASHBOARD, TARGETS, used
 from tests.unit.test_metrics import ONLY_A_GPU_CAN, samples
-from tools.blob_server import BlobServer
+from tools.blob_server import BlobRequest, BlobServer, Fault, Hook, Throttle
 from tools.random_checkpoint import write_checkpoint
 
 # 50 blocks of 16 tokens, 256 bytes each, for four sequences at once, each of which grows to 19 blocks.
 TIGHT = ("--kv-cache-memory-bytes", str(50 * 16 * 256), "--max-num-seqs", "4")
 # One read after the other, so that a rate is known after the first of four.
 SLOWLY = ("--concurrency", "1")
+# Six of them hold tensors. One of those is in the cache; of the others the fourth has peers enough for its stall to be seen.
+SHARDS = 12
 LONG_PROMPT = (
     "A cold start is over when the first token of the first answer has been read by whoever asked for it. " * 2
 )
 
 
 def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
-    """Load, queue, preemption, prefix hits, a dead exporter and a dead engine; Prometheus has seen all of it."""
-    write_checkpoint(tmp_path / "tiny", "tiny", shards=4)
+    """Load, reads again and twice, a broken cache, wrong digests, queue, preemption, prefix hits, dead children; all is seen."""
+    write_checkpoint(tmp_path / "tiny", "tiny", shards=SHARDS)
     with observed(tmp_path / "tiny", tmp_path) as (server, client, start_s):
         _ask_too_early(server, client)
         server.wait_ready()
@@ -48,6 +59,7 @@ def test_every_metric_becomes_something_and_every_panel_shows_it(tmp_path):
         needs_a_gpu = {target["expr"] for _, target in TARGETS if used(target["expr"]) <= ONLY_A_GPU_CAN}
         wait_for(lambda: _without_data(client, start_s, server) == needs_a_gpu, 20)  # a rate takes two scrapes
     assert lint(text) == ""
+    assert re.search(r"cache: \d+ of \d+ bytes \(\d+\.\d %\) came from ", (tmp_path / "log").read_text())
 
 
 @contextlib.contextmanager
@@ -55,12 +67,13 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
     """A server that loads for seconds, a Prometheus that watches it from the first one on, and when that was."""
     start_s = time.time()
     with (
-        BlobServer(folder, bytes_per_s=200e3) as source,
+        BlobServer(folder) as source,
         sink() as (_, sink_port),
         serving(
             source.url,
             *TIGHT,
             *SLOWLY,
+            *_troubled(source, folder, tmp_path / "cache"),
             log_path=tmp_path / "log",
             environ={
                 "OMP_NUM_THREADS": "1",  # a busy machine has none to spare, and so small a model no work for more
@@ -71,6 +84,50 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
         prometheus(server.url.removeprefix("http://"), tmp_path) as client,
     ):
         yield server, client, start_s
+
+
+def _troubles() -> Hook:
+    """The first answer of all and the first read of weights are refused; the fourth shard that is read stalls once."""
+    faults = {"all": Fault(status=503), "weights": Fault(status=503)}
+    read: list[str] = []
+
+    def hook(request: BlobRequest) -> Fault | None:
+        is_weight = request.path.endswith(".safetensors") and request.start > 0
+        if is_weight and request.path not in read:
+            read.append(request.path)
+            time.sleep(15.0 if len(read) == 4 else 0.0)  # over four times what the others take
+        return faults.pop("all", None) or (faults.pop("weights", None) if is_weight else None)
+
+    return hook
+
+
+def _troubled(source: BlobServer, folder: Path, cache: Path) -> tuple[str, ...]:
+    """The flags of a load with a broken cache and a flawed manifest; the source is slow from then on."""
+    result = load(source.url, cache=CacheOptions(folder=str(cache), reserve_ratio=0.0))
+    assert result.plan is not None
+    _break_cache(cache)
+    _write_flawed_manifest(folder, result.plan)
+    source.throttle = Throttle(200e3)
+    source.hook = _troubles()
+    return "--cache-dir", str(cache), "--fail-if-checksum-mismatch", "false"
+
+
+def _write_flawed_manifest(folder: Path, plan: Plan) -> None:
+    """Of one shard it has digests of other bytes, of another one none."""
+    differs, *_, unknown = sorted({chunk.shard for chunk in plan.chunks})
+    files = {path.name: summarize(path, 1 << 20).digests for path in checkpoint_files(folder) if path.name != unknown}
+    other = bytes(byte ^ 1 for byte in files[differs].crc64nvme)
+    files[differs] = msgspec.structs.replace(files[differs], crc64nvme=other)
+    (folder / MANIFEST_NAME).write_bytes(encoded(Manifest(block_bytes=1 << 20, files=files)))
+
+
+def _break_cache(folder: Path) -> None:
+    """It has one shard left, and cannot be written to."""
+    lock, *shards = sorted((folder / "v1").iterdir(), reverse=True)
+    for shard in shards[1:]:
+        shutil.rmtree(shard)
+    lock.unlink()
+    lock.mkdir()
 
 
 def _ask_too_early(server: Server, client: httpx.Client) -> None:

@@ -30,12 +30,13 @@ def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path
     port = str(free_port())
     environ = {**os.environ, **azure_environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     *preparation, serve = [line for line in BLOCKS[1].splitlines() if line.startswith("coldstream")]
-    assert len(preparation) == 3
+    assert len(preparation) == 4
     said = ""
     for command in preparation:
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         said += done.stdout
+    assert " files, 0 differ" in said
     assert "served        yes" in said
     assert "az://models/my-model would be served here" in said
     serve, curl = serve.replace("8000", port), BLOCKS[2].replace("8000", port)

@@ -90,7 +90,8 @@ def _check_root(root, exec_ns, ledger):
     wall_ms = (root.end_ns - root.start_ns) / 1e6
     assert root.attributes["unattributed_ms"] < 0.05 * wall_ms
     assert root.attributes["overlap_ratio"] > 1
-    assert root.attributes["coldstream.bytes"] > 200e6
+    assert root.attributes["coldstream.unverified_bytes"] == root.attributes["coldstream.bytes"] > 200e6
+    assert root.attributes["coldstream.verified_bytes"] == 0
     assert root.resource["service.name"] == "coldstream"
     assert root.resource["k8s.pod.name"] == "p-1"
     known = {name: at_s for name, at_s in ledger["milestones"].items() if name != "first_answer_time"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
 from tests.coldstream import ROOT, alive, serving, wait_for
+from tests.unit.test_metrics import samples
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
@@ -72,6 +74,21 @@ def test_an_engine_that_hangs_in_a_step_is_replaced(demo_model_dir, tmp_path):
         assert server.client.get("/livez").status_code == 200
         server.wait_ready()
         assert server.complete(PROMPT, max_tokens=4)["choices"] == before
+
+
+def test_a_loader_that_waits_for_its_turn_does_not_hang(demo_model_dir, tmp_path):
+    """A fleet's jitter may be longer than the stall timeout: nobody is killed for it, and probes see a load that goes on."""
+    flags = ("--start-jitter", "3600", "--stall-timeout", "3")
+    with serving(str(demo_model_dir), *flags, log_path=tmp_path / "log") as server:
+        server.reach("loading")
+        loader = server.child("streaming")
+        time.sleep(6)  # shorter waits are two in a thousand
+        assert alive(loader)
+        assert server.state() == "loading"
+        assert server.client.get("/livez").status_code == 200
+        assert samples(server.client.get("/metrics").text)["coldstream_process_restarts_total"]["process=loader"] == 0
+        loader.kill()  # another one does not wait
+        server.wait_ready()
 
 
 def test_an_idle_engine_may_be_silent(demo_model_dir, tmp_path):

@@ -17,7 +17,9 @@ import pytest
 from azure.storage.blob import ContainerClient
 from safetensors.numpy import save_file
 
+from streaming.digests import crc64nvme
 from streaming.errors import AccessDenied, CheckpointError, SourceError, SourceUnavailable
+from streaming.manifest import parse_manifest
 from streaming.options import AzureOptions, SourceOptions
 from streaming.upload import push
 from tools.azurite import ACCOUNT_KEY, ACCOUNT_NAME, Azurite
@@ -66,7 +68,9 @@ def test_every_file_reads_back_bit_equal(
     """A push creates the container and puts exactly the checkpoint's files under the prefix, unchanged."""
     report = push(checkpoint, f"az://{container.container_name}/llm/v1", azurite_source)
 
-    assert blobs(container) == {f"llm/v1/{name}": (checkpoint / name).read_bytes() for name in PUSHED}
+    found = blobs(container)
+    del found["llm/v1/coldstream.json"]
+    assert found == {f"llm/v1/{name}": (checkpoint / name).read_bytes() for name in PUSHED}
     assert (report.uploaded, report.skipped) == (len(PUSHED), 0)
     assert report.uploaded_bytes == sum((checkpoint / name).stat().st_size for name in PUSHED)
 
@@ -78,6 +82,7 @@ def test_the_files_md5_is_stored_with_each_blob(
     push(checkpoint, f"az://{container.container_name}", azurite_source)
 
     stored = {blob.name: bytes(blob.content_settings.content_md5) for blob in container.list_blobs()}
+    assert stored.pop("coldstream.json") == hashlib.md5(blobs(container)["coldstream.json"]).digest()
     assert stored == {name: hashlib.md5((checkpoint / name).read_bytes()).digest() for name in PUSHED}
 
 
@@ -98,7 +103,7 @@ def test_a_second_push_sends_nothing(
 def test_a_changed_file_is_sent_alone(
     checkpoint: Path, container: ContainerClient, azurite_source: SourceOptions
 ) -> None:
-    """A file with the same size but other bytes is uploaded again, and no other."""
+    """A file with the same size but other bytes is uploaded again, and beside it the manifest alone."""
     uri = f"az://{container.container_name}/llm"
     push(checkpoint, uri, azurite_source)
     etags = etags_of(container)
@@ -110,8 +115,54 @@ def test_a_changed_file_is_sent_alone(
     report = push(checkpoint, uri, azurite_source)
 
     assert (report.uploaded, report.uploaded_bytes) == (1, len(content))
-    assert dict(etags_of(container).items() - etags.items()).keys() == {"llm/model-1.safetensors"}
+    assert dict(etags_of(container).items() - etags.items()).keys() == {
+        "llm/model-1.safetensors",
+        "llm/coldstream.json",
+    }
     assert container.download_blob("llm/model-1.safetensors").readall() == content
+
+
+def test_the_manifest_describes_what_was_pushed(
+    checkpoint: Path, container: ContainerClient, azurite_source: SourceOptions
+) -> None:
+    """It names every file with its size, the service's ETag and its SHA-256, and cuts shards behind their headers."""
+    push(checkpoint, f"az://{container.container_name}", azurite_source)
+
+    manifest = parse_manifest(blobs(container)["coldstream.json"])
+    assert set(manifest.files) == set(PUSHED)
+    for name, file in manifest.files.items():
+        content, properties = (checkpoint / name).read_bytes(), container.get_blob_client(name).get_blob_properties()
+        assert (file.size_bytes, file.etag) == (len(content), properties.etag.strip('"'))
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+        header_bytes = 8 + int.from_bytes(content[:8], "little") if name.endswith(".safetensors") else 0
+        assert file.data_start == header_bytes
+        blocks = file.blocks(manifest.block_bytes)
+        bounds = [blocks.bounds(number) for number in range(blocks.count)]
+        assert b"".join(content[start:end] for start, end in bounds) == content
+        crcs = [crc64nvme(content[start:end]) for start, end in bounds]
+        assert crcs == [blocks.crc(number) for number in range(blocks.count)]
+
+
+def test_a_push_that_fails_leaves_no_manifest_or_the_old_one(
+    checkpoint: Path, container: ContainerClient, azurite_source: SourceOptions
+) -> None:
+    """What says that a checkpoint is whole is written once it is."""
+    uri = f"az://{container.container_name}"
+    unreadable = checkpoint / "tokenizer.model"
+    unreadable.unlink()
+    unreadable.symlink_to("/proc/self/mem")  # there, and cannot be read
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        push(checkpoint, uri, azurite_source)
+    assert "coldstream.json" not in blobs(container)
+
+    unreadable.unlink()
+    push(checkpoint, uri, azurite_source)
+    before = blobs(container)["coldstream.json"]
+    save_file({"b": np.ones(2000, dtype=np.float32)}, checkpoint / "model-2.safetensors")
+    unreadable.symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        push(checkpoint, uri, azurite_source)
+    assert blobs(container)["coldstream.json"] == before
 
 
 def test_a_neighbouring_prefix_is_not_taken_for_ours(

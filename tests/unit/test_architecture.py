@@ -68,6 +68,12 @@ def test_preflight_judges_without_looking():
     assert not offenders([ROOT / "app/preflight/report.py", ROOT / "app/preflight/finding.py"], "os", "sys", "time")
 
 
+def test_what_the_cache_decides_is_pure():
+    """Keys, indexes and who has to go: nothing of files, time or threads."""
+    pure = [ROOT / f"streaming/cache/{name}.py" for name in ("keys", "index", "eviction")]
+    assert not offenders(pure, "os", "sys", "pathlib", "fcntl", "shutil", "time", "threading", "asyncio")
+
+
 def test_the_api_knows_no_processes():
     """Routes reach the engine through the service alone."""
     assert not offenders(
@@ -101,6 +107,7 @@ def test_text_knows_neither_http_nor_engine():
         ("azure.identity", {"streaming/credentials.py"}),
         # staging.py only names the type of the client that blob_client.py opens.
         ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
+        ("awscrt", {"streaming/digests.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
         (
             "transformers",
@@ -160,5 +167,13 @@ def test_the_loader_and_the_server_never_import_torch(module):
 def test_the_start_is_light():
     """What runs before the children are spawned imports no framework and no event loop."""
     code = "import sys, app.__main__; print([m for m in ('asyncio', 'fastapi', 'yaml', 'obstore', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_digests_cost_nothing_on_the_way_to_the_plan():
+    """Awscrt, whose import takes 45 ms, is there only once a digest is asked for."""
+    modules = "streaming.__main__, streaming.describe, streaming.pipeline, streaming.verified, app.cli, app.serve"
+    code = f"import sys, {modules}; print([m for m in sys.modules if 'awscrt' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"

@@ -113,6 +113,12 @@ def test_the_servers_get_the_command_line_of_serve():
     assert "--config=/dev/null" in command.serve_words
 
 
+def test_the_servers_command_lines_have_no_secret():
+    """Every user of the machine can read them: the key goes another way."""
+    words = ("bench", URI, "--api-key", "s3cret", "t00", "--port", "1")
+    assert parse(words, {}).serve_words == ("serve", URI, "--port=1")
+
+
 @pytest.mark.parametrize(
     ("argv", "part"),
     [

@@ -119,3 +119,20 @@ def test_a_hook_can_cut_an_answer(folder: Path, cut_after_bytes: int) -> None:
     fault = Fault(cut_after_bytes=cut_after_bytes)
     with BlobServer(folder, hook=lambda request: fault) as server, pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"{server.url}/llm/blob")
+
+
+def test_a_fault_may_have_words_and_headers_of_its_own(folder: Path) -> None:
+    """A refusal as a service would word it; its headers replace those of a good answer."""
+    fault = Fault(status=503, body=b"busy", headers={"Retry-After": "7", "Accept-Ranges": "none"})
+    with BlobServer(folder, hook=lambda request: fault) as server:
+        answer = httpx.get(f"{server.url}/llm/blob")
+    assert (answer.status_code, answer.content) == (503, b"busy")
+    assert (answer.headers["retry-after"], answer.headers.get_list("accept-ranges")) == ("7", ["none"])
+
+
+def test_a_range_may_be_ignored(folder: Path) -> None:
+    """The whole blob with 200, as from a server that knows no ranges."""
+    with BlobServer(folder, hook=lambda request: Fault(ignores_range=True)) as server:
+        answer = httpx.get(f"{server.url}/llm/blob", headers={"range": "bytes=5-9"})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert "content-range" not in answer.headers

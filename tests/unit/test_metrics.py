@@ -21,6 +21,7 @@ from app.telemetry.http_requests import HttpRequest
 from app.telemetry.metrics import Metrics
 from app.telemetry.requests import WatchedRequest
 from streaming.clock import boottime_s
+from streaming.counters import FetchCounters
 from streaming.messages import Chunk, ShardTimes
 from streaming.progress import Progress
 from streaming.timings import Timings
@@ -39,7 +40,6 @@ ONLY_A_GPU_CAN = {
         names.DEVICE_RETRIES,
         names.DEVICE_FAILURES,
         names.STARTUP_DEVICE_USED,
-        names.FALLBACKS,  # every fallback is one from a GPU's memory to the host's
     )
 }
 
@@ -91,6 +91,18 @@ def busy_service():
     service.waiting_room.refused["timeout"] += 1
     service.ledger.device_used_bytes = {"weights_landed": 30, "ready": 40}
     service.ledger.shards = SHARDS
+    service.ledger.counters = FetchCounters(
+        retries={"503": 2},
+        hedges=3,
+        hedges_won=2,
+        wasted_bytes=100,
+        throttles=1,
+        verified_bytes=5,
+        unverified_bytes=6,
+        mismatches=1,
+        cache_hit_bytes=3,
+        cache_miss_bytes=4,
+    )
     service.active_requests["POST", "http"] += 1
     device = DeviceUse(
         total_bytes=80,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streaming.blocks import BlockDigests
 from streaming.dtypes import BITS
 from streaming.errors import CheckpointError
 from streaming.messages import BlobVersion, Entry, Group, Layout, Origin, TensorLayout
@@ -118,6 +119,69 @@ def test_groups_are_aligned_and_packed(load):
         assert whole.shape == (sum(m.shape[0] for m in members),)
     alone = {t.stored_name for t in layout.tensors} - {name for group in layout.groups for name in group.members}
     assert all(plan.extents[name].start % ALIGNMENT_BYTES == 0 for name in alone)
+
+
+@st.composite
+def loads_in_blocks(draw):
+    """A load of shards of which some have digests, in blocks of any size."""
+    entries, layout, chunk_bytes = draw(loads())
+    block_bytes = draw(st.integers(1, 12)) * 16
+    sizes = {entry.shard: max(e.end for e in entries if e.shard == entry.shard) for entry in entries}
+    digests = {
+        shard: BlockDigests(size_bytes, 100, block_bytes, b"")
+        for shard, size_bytes in sizes.items()
+        if draw(st.booleans())
+    }
+    return entries, layout, chunk_bytes, digests
+
+
+@given(loads_in_blocks())
+def test_reads_of_blocks_are_whole_and_bring_every_wanted_byte_once(load):
+    """With digests a shard's reads are runs of whole blocks, each block at most once, and nothing else changes."""
+    entries, layout, chunk_bytes, digests = load
+    versions = [BlobVersion(shard, 1 << 20, None) for shard in sorted({entry.shard for entry in entries})]
+    plan = plan_load(entries, versions, layout, chunk_bytes=chunk_bytes, digests=digests)
+    plain = plan_of(entries, layout, chunk_bytes)
+    assert (plan.extents, plan.arena_bytes, plan.versions) == (plain.extents, plain.arena_bytes, plain.versions)
+    assert plan.digests.items() <= digests.items()
+
+    def landings(chunks):
+        """Arena byte by byte of the blob, for every wanted byte; a cast element by its first."""
+        return sorted(
+            (chunk.shard, chunk.start + s.slot_start + i, s.arena_start + i * s.arena_nbytes // s.slot_nbytes)
+            for chunk in chunks
+            for s in chunk.segments
+            for i in range(0, s.slot_nbytes, BITS[s.source_dtype] // 8 if s.source_dtype != s.stored_dtype else 1)
+        )
+
+    assert landings(plan.chunks) == landings(plain.chunks)
+    seen = set()
+    for chunk in plan.chunks:
+        assert chunk.segments
+        assert all(0 <= s.slot_start <= s.slot_start + s.slot_nbytes <= chunk.nbytes for s in chunk.segments)
+        if (blocks := plan.digests.get(chunk.shard)) is None:
+            continue
+        numbers = range(blocks.block_at(chunk.start), blocks.block_at(chunk.end - 1) + 1)
+        assert (blocks.bounds(numbers[0])[0], blocks.bounds(numbers[-1])[1]) == (chunk.start, chunk.end)
+        assert len(numbers) == 1 or chunk.nbytes <= chunk_bytes
+        assert not seen & {(chunk.shard, number) for number in numbers}
+        seen |= {(chunk.shard, number) for number in numbers}
+
+
+@given(loads_in_blocks())
+def test_only_a_cast_across_blocks_costs_a_shard_its_verification(load):
+    """A shard is read without its digests exactly where an element to cast may lie across a border."""
+    entries, layout, chunk_bytes, digests = load
+    by_name = {entry.name: entry for entry in entries}
+    plan = plan_load(entries, (), layout, chunk_bytes=chunk_bytes, digests=digests)
+    wanted = {by_name[tensor.source_name].shard for tensor in layout.tensors}
+    across = {
+        entry.shard
+        for tensor in layout.tensors
+        if (entry := by_name[tensor.source_name]).dtype != tensor.dtype
+        and (entry.start - 100) % (BITS[entry.dtype] // 8)
+    }
+    assert plan.digests.keys() == digests.keys() & wanted - across
 
 
 def test_reads_are_interleaved_over_shards():

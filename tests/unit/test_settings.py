@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.messages import EngineOptions
 from app.settings import Settings, load
 from app.settings.kinds import MIB
-from streaming.options import AzureOptions, PipelineOptions, SourceOptions
+from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
 from tests.unit.configurations import CASE_STUDY, URI, config_file, value_at
 
 
@@ -44,8 +44,6 @@ def test_case_study_file_is_told_what_changes_nothing(tmp_path):
     )
     assert {notice.partition("=")[0] for notice in notices} == {
         "startup.readiness_probe_initial_delay_seconds",
-        "startup.fail_if_checksum_mismatch",
-        "storage.local_nvme_cache_enabled",
     }
 
 
@@ -172,6 +170,16 @@ def test_timeouts_reach_the_source():
     options = load([URI, *argv], {}).storage.source_options()
     assert (options.connect_timeout_s, options.request_timeout_s) == (1, 2)
     assert (options.max_retries, options.retry_timeout_s) == (3, 4.5)
+
+
+def test_the_pace_of_a_load_reaches_the_pipeline():
+    """What may be read twice, at once, per second and how late, beside lanes and chunks."""
+    argv = "--hedge-budget-ratio 0 --min-concurrency 2 --max-bandwidth 500m --start-jitter 1.5 --concurrency 4"
+    assert load([URI, *argv.split()], {}).storage.pipeline_options() == PipelineOptions(
+        lanes=4,
+        hedging=HedgingOptions(budget_ratio=0),
+        throttling=ThrottlingOptions(min_lanes=2, max_bandwidth_bytes_per_s=500_000_000, start_jitter_s=1.5),
+    )
 
 
 def test_defaults_are_those_of_the_processes():

@@ -28,6 +28,14 @@ def test_push_and_inspect_take_storage_settings(tmp_path):
     assert inspect.settings.observability.log_level == "debug"
 
 
+def test_verify_takes_a_folder_to_compare_with():
+    """Beside the flags of the source, verify has one of its own."""
+    command = parse(["verify", URI, "--against", "/folder", "--concurrency", "3"], {})
+    assert (command.name, command.arguments, command.options) == ("verify", (URI,), {"--against": "/folder"})
+    assert command.settings.storage.lanes == 3
+    assert parse(["verify", URI], {}).options == {"--against": ""}
+
+
 def test_serve_command_keeps_its_arguments():
     """The positional argument of serve is also the model's URI, wherever it stands."""
     command = parse(["serve", "--port", "1", URI, "--host", "h"], {})

@@ -10,6 +10,7 @@ from app.telemetry import names
 from app.telemetry.ledger import Ledger
 from app.telemetry.spans import SpanContext, UnixClock
 from app.telemetry.startup_trace import Failure, first_answer_trace, startup_trace, unattributed_s
+from streaming.counters import FetchCounters
 from streaming.messages import RangeSummary, RangeTime, ShardTimes
 
 ROOT = SpanContext("ab" * 16, "cd" * 8)
@@ -34,6 +35,7 @@ def ledger() -> Ledger:
         made.milestone(name, at_s)
     made.milestone(names.READY, 104.0)
     made.fetched_bytes = 1000
+    made.counters = FetchCounters(retries={"503": 2, "timeout": 1}, verified_bytes=900, unverified_bytes=100)
     made.shards = (ShardTimes(shard="s", nbytes=400, fetch=(101.0, 102.0), stage=(102.0, 102.5), copy=(102.5, 103.0)),)
     return made
 
@@ -50,6 +52,7 @@ def test_phases_are_children_and_shards_grandchildren():
     assert root.attributes["overlap_ratio"] == 1.0
     assert root.attributes["fetch_s"] == root.attributes["stage_s"] == root.attributes["load_s"] == 1.0
     assert "ttft_s" not in root.attributes
+    assert root.attributes["coldstream.retries"] == 3
     fetch = by_name["weights.fetch"]
     assert fetch.parent_id == ROOT.span_id
     assert (fetch.attributes["coldstream.bytes"], fetch.attributes["coldstream.throughput_bytes_per_s"]) == (1000, 500)
@@ -59,7 +62,7 @@ def test_phases_are_children_and_shards_grandchildren():
 
 
 def test_the_root_tells_what_the_start_met():
-    """Restarts, fallbacks and the GPU's memory at two moments."""
+    """Restarts, fallbacks, what was verified and what not, and the GPU's memory at two moments."""
     made = ledger()
     made.restarts["engine"] += 1
     made.fallback("host-arena", "no permission")
@@ -69,6 +72,8 @@ def test_the_root_tells_what_the_start_met():
     assert root.attributes["coldstream.restarts.engine"] == 1
     assert root.attributes["coldstream.restarts.loader"] == 0
     assert root.attributes["coldstream.fallbacks"] == ("host-arena",)
+    assert root.attributes["coldstream.verified_bytes"] == 900
+    assert root.attributes["coldstream.unverified_bytes"] == 100
     assert root.attributes["coldstream.gpu_memory.weights_landed_bytes"] == 30
     assert root.attributes["coldstream.gpu_memory.ready_bytes"] == 40
 

@@ -41,7 +41,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Demand:
-    """What these settings ask of it, in bytes; `staged_bytes` is None where nothing is staged, or not known how much."""
+    """What these settings ask of it, in bytes; `staged_bytes` is None where nothing is staged, or not known how much.
+
+    `cache_dir` is the folder of the cache; None is without one.
+    """
 
     on_gpu: bool
     is_staged: bool
@@ -49,6 +52,7 @@ class Demand:
     chunks_bytes: int
     slots_bytes: int
     connections: int
+    cache_dir: str | None = None
 
 
 def judge_memory(memory: HostMemory, demand: Demand, need: Need | None, *, weights_in_host: bool) -> Finding:
@@ -92,7 +96,7 @@ def judge_host(host: Host, demand: Demand) -> list[Finding]:
         _pinned_memory(host, demand),
         _open_files(host, demand),
         _cpus(host, demand),
-        ok("nvme", f"{', '.join(host.nvme) or 'none'} (not used)", devices=list(host.nvme)),
+        _nvme(host, demand),
         ok("container", host.container, runtime=host.container),
     ]
 
@@ -150,6 +154,11 @@ def _open_files(host: Host, demand: Demand) -> Finding:
     if host.open_files is not None and host.open_files < demand.connections + _OWN_FILES:
         return warning("open-files", detail, "raise `ulimit -n`, or lower --max-waiting-requests", **figures)
     return ok("open-files", detail, **figures)
+
+
+def _nvme(host: Host, demand: Demand) -> Finding:
+    use = "not used" if demand.cache_dir is None else f"the cache is in {demand.cache_dir}"
+    return ok("nvme", f"{', '.join(host.nvme) or 'none'} ({use})", devices=list(host.nvme), cache_dir=demand.cache_dir)
 
 
 def _cpus(host: Host, demand: Demand) -> Finding:

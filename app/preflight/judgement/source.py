@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 from app.preflight.finding import SOURCE, Finding, failed, ok, refused, shown_bytes, skipped, warning
 from streaming.credentials import half_identity
-from streaming.errors import AccessDenied, BlobNotFound, CheckpointError, SourceError, StreamingError
+from streaming.errors import AccessDenied, BlobNotFound, CheckpointError, RangesIgnored, SourceError, StreamingError
 from streaming.options import AzureOptions
 
 _IDENTITIES = ("workload-identity", "managed-identity", "default")
@@ -164,7 +164,7 @@ def unread(name: str, error: StreamingError, credential: str) -> Finding:
         if not was_read:  # no token, or no credential at all: told already
             return refused(name, error)
         return failed(name, SOURCE, found, _denied_action(error.said, credential), said=error.said)
-    if isinstance(error, BlobNotFound):
+    if isinstance(error, BlobNotFound | RangesIgnored):
         return refused(name, error)
     remedy = "check that the service is up, and what lies between: network policy, firewall, proxy, private endpoint"
     return failed(name, SOURCE, str(error), remedy)
