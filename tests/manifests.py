@@ -25,8 +25,9 @@ Json = dict[str, Any]
 K8S = ROOT / "k8s"
 OVERLAYS = tuple(sorted(path.name for path in (K8S / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (K8S / "components").iterdir()))
-# `aks` names images and settings of what came before it, and `gpu` and `spot` patch Jobs too.
-ALL_COMPONENTS = (*(name for name in COMPONENTS if name not in {"aks", "gpu", "spot"}), "gpu", "spot", "aks")
+# `aks` names images and settings of what came before it, and these others patch Jobs too.
+_LAST = ("gpu", "nvme-cache", "spot", "aks")
+ALL_COMPONENTS = (*(name for name in COMPONENTS if name not in _LAST), *_LAST)
 # Every folder that is built, and every component by itself and all of them on the base.
 VARIANTS = (
     "base",

@@ -140,12 +140,14 @@ def test_surge_decides_which_pod_goes_first(variant):
 
 @pytest.mark.parametrize("variant", SERVED)
 def test_memory_covers_the_chunks_on_their_way(variant):
-    """Beside 1 GiB for the processes, already by what is requested; with the defaults as the comment says."""
+    """And a cache's queue, beside 1 GiB for the processes, already by what is requested; with the defaults as the comment says."""
     spec, container = server(variant)
-    pipeline = command(variant, {"spec": spec}).settings.storage.pipeline_options()
+    storage = command(variant, {"spec": spec}).settings.storage
+    pipeline, cache = storage.pipeline_options(), storage.cache_options()
     chunks_bytes = pipeline.chunks_held * pipeline.chunk_bytes
+    queue_bytes = cache.queue_bytes if cache else 0
     resources = container["resources"]
-    assert quantity_bytes(resources["requests"]["memory"]) >= chunks_bytes + (1 << 30)
+    assert quantity_bytes(resources["requests"]["memory"]) >= chunks_bytes + queue_bytes + (1 << 30)
     assert quantity_bytes(resources["limits"]["memory"]) >= quantity_bytes(resources["requests"]["memory"])
     assert f"= {chunks_bytes >> 20} MiB at most" in (K8S / "base" / "deployment.yaml").read_text()
 
@@ -217,3 +219,13 @@ def test_every_object_belongs_to_a_step(overlay):
         assert f"app.kubernetes.io/component: {step}\n" in rendered(f"overlays/{overlay}")
     for document in rendered(f"overlays/{overlay}").split("---\n"):
         assert re.search(r"^    app.kubernetes.io/component: (shared|upload|preflight|server)$", document, re.MULTILINE)
+
+
+def test_the_cache_leaves_room_on_its_volume():
+    """15 % of a file system stay free: what the cache may take fits in the rest."""
+    spec, container = server("base+nvme-cache+aks")
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "cache")
+    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+    cache = command("base+nvme-cache+aks", {"spec": spec}).settings.storage.cache_options()
+    assert cache.folder in {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "cache"}
+    assert cache.max_bytes <= 0.85 * quantity_bytes(claim["resources"]["requests"]["storage"])
