@@ -52,13 +52,12 @@ def run(command: Command, environ: Mapping[str, str]) -> int:
 
 
 def _push(command: Command) -> int:
-    from pathlib import Path
-
     from streaming.upload import push
+    from streaming.upload_origin import parse_origin
 
-    folder, uri = command.arguments
-    options = command.settings.storage
-    report = push(Path(folder), uri, options.source_options(), options.pipeline_options())
+    words, uri = command.arguments
+    origin, options = parse_origin(words, command.options["--revision"]), command.settings.storage
+    report = push(origin, uri, options.source_options(), options.pipeline_options())
     sys.stdout.write(
         f"pushed {report.uploaded} files ({report.uploaded_bytes} bytes) to {uri}, {report.skipped} were there already\n"
     )

@@ -17,6 +17,8 @@ from streaming.messages import BlobVersion
 from streaming.options import MIB
 
 MANIFEST_NAME = "coldstream.json"
+# The same of a push that is under way, or was cut off: which files are whole already.
+PARTIAL_NAME = "coldstream.partial.json"
 FORMAT = 1
 # No element is wider, so whole blocks are whole elements.
 BLOCK_ALIGNMENT_BYTES = 16
@@ -52,10 +54,14 @@ class FileDigests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every file of the checkpoint by its name; blocks have `block_bytes`, but for headers and last ones."""
+    """Every file of the checkpoint by its name; blocks have `block_bytes`, but for headers and last ones.
+
+    `source` is where the files came from, `hf://org/name@commit`; of a folder there is none.
+    """
 
     format: int = FORMAT
     block_bytes: int
+    source: str | msgspec.UnsetType = msgspec.UNSET
     files: dict[str, FileDigests]
 
     def blocks_of(self, name: str) -> BlockDigests | None:

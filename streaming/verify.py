@@ -50,7 +50,7 @@ def folder_manifest(folder: Path) -> Manifest:
     Raises:
         CheckpointError: It cannot be pushed, or not be read.
     """
-    from streaming.upload import checkpoint_files
+    from streaming.upload_origin import checkpoint_files
 
     paths = checkpoint_files(folder)
     block_bytes = block_bytes_for(sum(path.stat().st_size for path in paths))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from app.errors import UsageError
-from app.settings import bench, preflight, verify
+from app.settings import bench, preflight, push, verify
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of, unknown
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
@@ -42,7 +42,7 @@ class Form(msgspec.Struct, frozen=True):
 _SOURCE_SECTIONS = ("storage", "observability")
 FORMS = {
     "serve": Form("stream a model's weights and serve it over the OpenAI API", ("URI",), tuple(SECTIONS)),
-    "push": Form("upload a local checkpoint to a container", ("SRC", "URI"), _SOURCE_SECTIONS),
+    "push": Form(push.HELP, ("SRC", "URI"), _SOURCE_SECTIONS, push.OPTIONS),
     "inspect": Form("show what a checkpoint holds, from its headers alone", ("URI",), _SOURCE_SECTIONS),
     "verify": Form(verify.HELP, ("URI",), _SOURCE_SECTIONS, verify.OPTIONS),
     "bench": Form(bench.HELP, ("URI",), tuple(SECTIONS), bench.OPTIONS),

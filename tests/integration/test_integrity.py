@@ -17,7 +17,8 @@ from streaming.digests import crc64nvme, summarize
 from streaming.manifest import Manifest, encoded, parse_manifest
 from streaming.messages import LandedChunks, Layout, TensorLayout
 from streaming.options import PipelineOptions, SourceOptions
-from streaming.upload import checkpoint_files, push
+from streaming.upload import push
+from streaming.upload_origin import checkpoint_files
 from tests.checkpoints import SMALL, random_shards, raw
 from tests.loader import ORIGIN, Load, load
 from tests.unit.checkpoints import write_checkpoint

@@ -178,7 +178,7 @@ def test_what_is_left_out_is_logged(
     checkpoint: Path, container: ContainerClient, azurite_source: SourceOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Weights in another format are named in the log rather than silently dropped."""
-    with caplog.at_level(logging.INFO, "streaming.upload"):
+    with caplog.at_level(logging.INFO, "streaming.upload_origin"):
         push(checkpoint, f"az://{container.container_name}", azurite_source)
 
     assert "left out of the push: model.gguf, pytorch_model.bin" in caplog.messages

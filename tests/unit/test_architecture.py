@@ -105,8 +105,19 @@ def test_text_knows_neither_http_nor_engine():
     [
         ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
         ("azure.identity", {"streaming/credentials.py"}),
-        # staging.py only names the type of the client that blob_client.py opens.
-        ("azure.storage", {"streaming/blob_client.py", "streaming/staging.py", "streaming/upload.py"}),
+        # staging.py and upload.py only name the type of the client that blob_client.py opens.
+        (
+            "azure.storage",
+            {
+                "streaming/blob_client.py",
+                "streaming/staging.py",
+                "streaming/upload.py",
+                "streaming/upload_blocks.py",
+                "streaming/upload_record.py",
+            },
+        ),
+        ("huggingface_hub", {"streaming/hub_client.py"}),
+        ("httpx2", {"streaming/hub_client.py"}),
         ("awscrt", {"streaming/digests.py"}),
         ("safetensors", {"app/engine/staged_weights.py"}),
         (
@@ -175,5 +186,15 @@ def test_digests_cost_nothing_on_the_way_to_the_plan():
     """Awscrt, whose import takes 45 ms, is there only once a digest is asked for."""
     modules = "streaming.__main__, streaming.describe, streaming.pipeline, streaming.verified, app.cli, app.serve"
     code = f"import sys, {modules}; print([m for m in sys.modules if 'awscrt' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_hub_costs_nothing_where_it_is_not_asked():
+    """Serving, inspecting and pushing a folder import neither huggingface_hub nor its HTTP client."""
+    modules = (
+        "streaming.__main__, app.__main__, app.serve, app.api.server, app.cli, app.preflight.run, streaming.upload"
+    )
+    code = f"import sys, {modules}; print([m for m in ('huggingface_hub', 'httpx2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
