@@ -1,23 +1,26 @@
 """How much longer a load takes from a source that misbehaves: `python -m bench.faults`.
 
 The source is the tests' server on this machine, each request 20 ms late, so that the ratios say what faults cost and not
-how fast the machine copies. Prints a table and one JSON line.
+how fast the machine copies. What is measured in turns is the fetch of the weights, not the loader's start; a load that fails has
+none. What stalls does so for ever. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from streaming.options import PipelineOptions, SourceOptions
+from streaming.timings import whole
 from tests.faults.faults import Latency, Refusal, Stall
-from tests.faults.loading import load_in_process
 from tests.faults.schedules import Plan, Rule
 from tests.faults.server import FaultServer
+from tests.loader import load
 from tools.random_checkpoint import write_checkpoint
 
 _PIPELINE = PipelineOptions(lanes=16, chunk_bytes=1 << 20)
@@ -25,10 +28,9 @@ _LATE = Rule(Latency(0.02), attempts=None)
 
 
 class Measured(NamedTuple):
-    """One weather: seconds of every run, how many of them failed, and requests of the last."""
+    """One load: seconds from the first read of weights to the last byte, None if it failed, and requests."""
 
-    seconds: list[float]
-    failed: int
+    seconds: float | None
     requests: int
 
 
@@ -41,14 +43,14 @@ def weathers(seed: int) -> dict[str, Plan]:
     }
 
 
-def measure(folder: Path, name: str, runs: int, source: SourceOptions) -> Measured:
-    """Load so often, each time with other ranges going wrong; a load that fails counts until it did."""
-    outcomes = []
-    for run in range(runs):
-        with FaultServer(folder, weathers(run)[name].schedule()) as server:
-            outcomes.append(load_in_process(server.url, source, _PIPELINE))
-    failed = sum(outcome.error is not None for outcome in outcomes)
-    return Measured([outcome.seconds for outcome in outcomes], failed, len(server.requests))
+def measure(folder: Path, plan: Plan, source: SourceOptions) -> Measured:
+    """Load once."""
+    with FaultServer(folder, plan.schedule()) as server:
+        report = load(server.url, source=source, pipeline=_PIPELINE).report
+    if report is None:
+        return Measured(None, len(server.requests))
+    start_s, end_s = whole(report.shards, "fetch")
+    return Measured(end_s - start_s, len(server.requests))
 
 
 def main() -> None:
@@ -62,17 +64,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_checkpoint(folder, arguments.shape, shards=4)
-        measure(folder, "clean", 1, source)  # what only the first one pays
-        found = {name: measure(folder, name, arguments.runs, source) for name in weathers(0)}
-    medians = {name: statistics.median(each.seconds) for name, each in found.items()}
-    print(f"{'source':<14} {'median s':>9} {'x clean':>8} {'failed':>7} {'requests':>9}")
-    for name, each in found.items():
-        print(
-            f"{name:<14} {medians[name]:9.2f} {medians[name] / medians['clean']:8.2f} {each.failed:7} {each.requests:9}"
-        )
+        measure(folder, weathers(0)["clean"], source)  # what only the first one pays
+        found: dict[str, list[Measured]] = {name: [] for name in weathers(0)}
+        for run in range(arguments.runs):
+            for name, plan in weathers(run).items():
+                found[name].append(measure(folder, plan, source))
+    report(found)
+
+
+def report(found: dict[str, list[Measured]]) -> None:
+    """The table, and the JSON line."""
+    seconds = {name: [each.seconds for each in runs if each.seconds is not None] for name, runs in found.items()}
+    failed = {name: len(runs) - len(seconds[name]) for name, runs in found.items()}
+    medians = {name: statistics.median(of_weather or [math.nan]) for name, of_weather in seconds.items()}
     ratios = {name: round(median / medians["clean"], 2) for name, median in medians.items()}
-    failed = {name: each.failed for name, each in found.items()}
-    print(json.dumps({"runs": arguments.runs, "seconds": medians, "ratios": ratios, "failed": failed}))
+    print(f"{'source':<14} {'median s':>9} {'worst s':>8} {'x clean':>8} {'failed':>7} {'requests':>9}")
+    for name, runs in found.items():
+        worst_s = max(seconds[name], default=math.nan)
+        requests = statistics.median(each.requests for each in runs)
+        print(f"{name:<14} {medians[name]:9.2f} {worst_s:8.2f} {ratios[name]:8.2f} {failed[name]:7} {requests:9.0f}")
+    print(json.dumps({"seconds": seconds, "ratios": ratios, "failed": failed}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Load time where one range in twenty stalls, with and without second reads. `python -m bench.stragglers`.
 
 A local server answers every range after 50 ms, as a store far away would; 5 % of the ranges stall, each the first time it is
-asked for. Times are from the first read of weights to the last byte, as ratios to the load without stalls. Ends with one JSON line.
+asked for; `--stall-s 1000` is for ever, and the read timeout ends it. Times are from the first read of weights to the last byte, as ratios to the load without stalls. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from streaming.options import HedgingOptions, PipelineOptions
+from streaming.options import HedgingOptions, PipelineOptions, SourceOptions
 from streaming.timings import whole
 from tests.loader import load
 from tests.unit.checkpoints import shard_bytes
@@ -74,7 +74,7 @@ def measured(server: BlobServer, stalls: Stalls, seed: int, stall_s: float, budg
     """Seconds, bytes asked for over bytes needed, and second reads of one load."""
     stalls.begin(seed, stall_s)
     pipeline = PipelineOptions(chunk_bytes=_MIB, hedging=HedgingOptions(budget_ratio=budget_ratio))
-    result = load(server.url, pipeline=pipeline)
+    result = load(server.url, source=SourceOptions(), pipeline=pipeline)
     stalls.end()
     assert result.error is None, result.error
     assert result.report is not None

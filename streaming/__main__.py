@@ -7,6 +7,7 @@ request with `resume` carries the arena of a loader that died, and only what had
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -82,21 +83,24 @@ def main(arguments: list[str]) -> int:
 def _answer(server: Server, request: LoadRequest, fds: list[int]) -> int:
     staged = request.strategy == HOST_STAGING
     destination = None if staged else Destination(request.destination, request.pipeline.chunk_bytes, server.send)
-    try:
-        with Telling(counters := FetchCounters(), lambda now: server.send(Counted(counters=now))):
-            # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
-            from streaming.reading import Reading
-            from streaming.source import open_source
+    with contextlib.ExitStack() as at_the_end:
+        try:
+            with Telling(counters := FetchCounters(), lambda now: server.send(Counted(counters=now))):
+                # Imported only now: the GPU has been starting meanwhile, and takes longer than they do.
+                from streaming.reading import Reading
+                from streaming.source import open_source
 
-            source = open_source(request.uri, request.source)
-            reading = Reading(source, request, counters, server.send)
-            if destination is None:
-                _stage(server, request, reading)
-            else:
-                _stream(server, request, reading, destination, fds)
-    except StreamingError as error:
-        server.send(LoadFailed(origin=request.origin, error=error_report(error)))
-        return error.exit_code
+                source = open_source(request.uri, request.source)
+                reading = Reading(source, request, counters, server.send)
+                # The server has heard by then how it went. What a load that failed has fetched is there for the next one.
+                at_the_end.callback(reading.finish)
+                if destination is None:
+                    _stage(server, request, reading)
+                else:
+                    _stream(server, request, reading, destination, fds)
+        except StreamingError as error:
+            server.send(LoadFailed(origin=request.origin, error=error_report(error)))
+            return error.exit_code
     return 0
 
 
@@ -123,17 +127,24 @@ def _stream(server: Server, request: LoadRequest, reading: Reading, destination:
     if resume is None:
         _put_off(server, request)
     start_s = boottime_s()
-    lanes, writers = request.pipeline.lanes, request.pipeline.writers
-    timings, reader = Timings(), reading.ranges(plan.digests, _on_flaw(server, request))
+    timings = Timings()
     fetched_s = land(
-        reader, left, plan.versions, arena, lanes=lanes, writers=writers, on_landed=on_landed, timings=timings
+        reading.ranges(),
+        left,
+        plan.versions,
+        arena,
+        check=reading.check(plan.digests, _on_flaw(server, request)),
+        lanes=request.pipeline.lanes,
+        landers=request.pipeline.landers,
+        writers=request.pipeline.writers,
+        on_landed=on_landed,
+        timings=timings,
     )
     landed_s, times = boottime_s(), timings.shards()
     server.send(PhaseTimed(name="weights.fetch", start_s=start_s, end_s=fetched_s))
     if times:
         _tell_landing(server, times, landed_s)
     _finish(server, request, reading.counters, fetched_s, landed_s, times)
-    reading.finish()  # the server goes on at once, and does not wait for this process
 
 
 def _put_off(server: Server, request: LoadRequest) -> None:

@@ -52,7 +52,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>|(AADSTS\d+)")
 _QUERY = re.compile(r"\?[^\s\"'<>)]+")
 # What the operating system or the resolver said, deep in obstore's debug text.
 _DETAIL = re.compile(r'(?:message|error): "([^"]+)"')
-_BODY = re.compile(r"\s*:?\s*<\?xml.*", re.DOTALL)
+# An answer's body may repeat what it was asked with: a proxy's error page shows the token in the request's headers.
+_BODY = re.compile(r"\s*:?\s*<\?xml.*|(?P<status>status code: \d{3}[^:\n]*).*", re.DOTALL)
 _LINE_LENGTH = 300
 
 
@@ -82,8 +83,8 @@ def said(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """The message on one line, without XML bodies and without query strings (they carry SAS tokens)."""
+    """The message on one line, without answers' bodies and without query strings (they carry tokens)."""
     text, _, debug = text.partition("\n\nDebug source")
-    text = " ".join(_BODY.sub("", text).split())
+    text = " ".join(_BODY.sub(lambda found: found["status"] or "", text).split())
     details = [detail for detail in _DETAIL.findall(debug) if detail not in text]
     return _QUERY.sub("?...", ": ".join([text[:_LINE_LENGTH], *details[-1:]]))

@@ -104,6 +104,11 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.lanes, _MOST_WRITERS)
 
     @property
+    def landers(self) -> int:
+        """How many fetched chunks are on their way to an address at once: one is checked while another is written."""
+        return 2 * self.writers
+
+    @property
     def second_reads(self) -> int:
         """How many slow ranges are read a second time at once: an eighth of the lanes, so that memory stays bounded."""
         return max(1, self.lanes // _LANES_PER_SECOND_READ) if self.hedging.budget_ratio > 0 else 0
@@ -112,9 +117,10 @@ class PipelineOptions(msgspec.Struct, frozen=True, kw_only=True):
     def chunks_held(self) -> int:
         """The most chunks in host memory.
 
-        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a GPU's writer has two slots.
+        A chunk arrives in pieces and is joined, so for a moment each read holds it twice; a lander holds one, another waits
+        for a lander, and a GPU's writer has two slots.
         """
-        return 2 * (self.lanes + self.second_reads + self.writers)
+        return 2 * (self.lanes + self.second_reads + self.writers) + self.landers + 1
 
 
 class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,10 +20,10 @@ from streaming.retrying import Retries, RetryingRanges, RetryingSource
 from streaming.source import Source
 from streaming.throttling import ThrottledReader
 from streaming.uri import Location
-from streaming.verified import Verified
+from streaming.verified import Verification
 
 if TYPE_CHECKING:
-    from streaming.pipeline import Bytes, RangeReader
+    from streaming.pipeline import Bytes, Check, RangeReader
 
 
 class Reading:
@@ -75,11 +75,14 @@ class Reading:
         if self._cached is not None:
             self._cached.expect(versions)
 
-    def ranges(self, digests: Mapping[str, BlockDigests], on_flaw: OnFlaw) -> RangeReader:
-        """For the lanes; of shards in `digests` they read whole blocks."""
-        reader = self._cached or self._tried
+    def ranges(self) -> RangeReader:
+        """For the lanes."""
+        return self._cached or self._tried
+
+    def check(self, digests: Mapping[str, BlockDigests], on_flaw: OnFlaw) -> Check:
+        """For what they have read; of shards in `digests` that is whole blocks."""
         again = _PastTheCache(self._cached) if self._cached else self._tried
-        return Verified(reader, digests, self.counters, again=again, place=self.location, on_flaw=on_flaw)
+        return Verification(digests, self.counters, again=again, place=self.location, on_flaw=on_flaw).check
 
     def finish(self) -> None:
         """Let what waits for the disk be written, for a while; no read may follow."""

@@ -1,10 +1,10 @@
-"""No more reads at once than the source bears, no more bytes per second than the node may take.
+"""No more reads at once and per second than the source bears, no more bytes per second than the node may take.
 
 Takes a reader, gives one whose reads wait their turn. Knows neither sources nor lanes.
 
-Nothing paces the requests to a single blob. Azure's target is 500 per second and blob; with reads of 16 MiB one
+Nothing paces the requests to a single blob beforehand. Azure's target is 500 per second and blob; with reads of 16 MiB one
 node meets it at 8 GB/s from one shard, and reads alternate between shards. What many nodes ask for together no node can
-know: the service says so (503), and the limit follows.
+know: the service says so (503); the limit follows at once, and the pace as soon as it is known what was answered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from streaming.adaptive_limit import AdaptiveLimit
+from streaming.adaptive_pace import AdaptivePace
 from streaming.causes import Cause
 from streaming.counters import FetchCounters
 from streaming.errors import SourceError
@@ -50,12 +51,13 @@ class ThrottledReader:
         self._reader = reader
         self._limit = AdaptiveLimit(lanes, least=options.min_lanes)
         self._gate = _Gate(self._limit)
+        self._pace = AdaptivePace()
         self._bandwidth = Bandwidth(options.max_bandwidth_bytes_per_s or math.inf)
         self._pacing = 0
         self._counters = counters
 
     def is_held_back(self) -> bool:
-        """Whether reads wait because of a lowered limit or the bandwidth."""
+        """Whether reads wait because of a lowered limit, the pace or the bandwidth."""
         return self._pacing > 0 or (self._gate.waiting > 0 and self._limit.is_reduced)
 
     async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
@@ -76,9 +78,10 @@ class ThrottledReader:
         return await read(version, start, end)
 
     async def _paced(self, version: BlobVersion, start: int, end: int) -> Bytes:
+        now_s = asyncio.get_running_loop().time()
         self._pacing += 1
         try:
-            await asyncio.sleep(self._bandwidth.wait_s(end - start, asyncio.get_running_loop().time()))
+            await asyncio.sleep(max(self._pace.wait_s(now_s), self._bandwidth.wait_s(end - start, now_s)))
         finally:
             self._pacing -= 1
         return await self._observed(version, start, end)
@@ -92,8 +95,10 @@ class ThrottledReader:
             if asks_for_less(error):
                 self._counters.throttles += 1
                 self._limit.refused(began_in)
+                self._pace.refused(start_s, loop.time())
             raise
         self._limit.answered(began_in, end - start, loop.time() - start_s)
+        self._pace.answered(loop.time())
         return data
 
 

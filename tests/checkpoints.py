@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from streaming.digests import summarize
+from streaming.manifest import MANIFEST_NAME, Manifest, encoded
 from streaming.options import PipelineOptions
+from streaming.upload_origin import checkpoint_files
 
 SMALL = PipelineOptions(lanes=4, chunk_bytes=64 << 10)
 
@@ -47,3 +50,9 @@ def random_shards(folder: Path, *, megabytes: int = 3) -> dict[str, torch.Tensor
 
 def write_index(folder: Path, weight_map: dict[str, str]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def write_manifest(folder: Path, block_bytes: int) -> None:
+    """What a push would have left of this folder, in blocks of any size."""
+    files = {path.name: summarize(path, block_bytes).digests for path in checkpoint_files(folder)}
+    (folder / MANIFEST_NAME).write_bytes(encoded(Manifest(block_bytes=block_bytes, files=files)))

@@ -21,7 +21,7 @@ from streaming.digests import summarize
 from streaming.manifest import MANIFEST_NAME, Manifest, encoded
 from streaming.messages import Plan
 from streaming.options import CacheOptions
-from streaming.upload import checkpoint_files
+from streaming.upload_origin import checkpoint_files
 from tests.coldstream import Server, serving, wait_for
 from tests.collector import sink
 from tests.loader import load

@@ -18,15 +18,16 @@ from xml.sax.saxutils import escape
 from streaming.checkpoint import LENGTH_BYTES
 from tools.blob_server import parse_range
 
-_ETAG = '"0x8DC000000000000"'
 _BEGAN = 1_700_000_000
 _CODES = {
+    307: "TemporaryRedirect",
     403: "AuthorizationFailure",
     404: "BlobNotFound",
     412: "ConditionNotMet",
     416: "InvalidRange",
     429: "TooManyRequests",
     500: "InternalError",
+    502: "BadGateway",
     503: "ServerBusy",
 }
 
@@ -76,12 +77,11 @@ class Answer:
 @dataclass(frozen=True)
 class _Blob:
     data: bytes
-    first_etag: str
     version: int = 0
 
     @cached_property
     def etag(self) -> str:
-        return f'"0x8DC{self.version:012X}"' if self.version else self.first_etag
+        return f'"0x8DC{self.version:012X}"'
 
     @cached_property
     def modified(self) -> str:
@@ -90,7 +90,7 @@ class _Blob:
     def overwritten(self) -> _Blob:
         """Another checkpoint of the same shape: a safetensors file whose weights are all other ones."""
         data_at = LENGTH_BYTES + int.from_bytes(self.data[:LENGTH_BYTES], "little")
-        return _Blob(self.data[:data_at] + invert(self.data[data_at:]), self.first_etag, self.version + 1)
+        return _Blob(self.data[:data_at] + invert(self.data[data_at:]), self.version + 1)
 
 
 def invert(data: bytes) -> bytes:
@@ -110,15 +110,11 @@ def parse_head(head: bytes) -> Request:
 class Blobs:
     """A folder's files under `/MOUNT/`; with `sas` only for who sends this signature."""
 
-    def __init__(self, folder: Path, *, etags: Mapping[str, str], mount: str = "", sas: str | None = None):
+    def __init__(self, folder: Path, *, mount: str = "", sas: str | None = None):
         self._mount = mount.strip("/")
         self._sas = sas
         self._lock = threading.Lock()
-        self._blobs = {
-            path.name: _Blob(path.read_bytes(), etags.get(path.name, _ETAG))
-            for path in folder.iterdir()
-            if path.is_file()
-        }
+        self._blobs = {path.name: _Blob(path.read_bytes()) for path in folder.iterdir() if path.is_file()}
 
     def resolve(self, request: Request) -> Request:
         """The request with the range that it asks for, within the blob."""

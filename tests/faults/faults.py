@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Protocol
+from urllib.parse import urlencode
 
 from tests.faults.blobs import Answer, Blobs, Request, refusal
 
@@ -98,6 +99,30 @@ class Refusal(Fault):
     def play(self, exchange: Exchange) -> None:
         answer = refusal(self.status, self.retry_after_s)
         exchange.send(answer if exchange.request.method == "GET" else replace(answer, body=b""))
+
+
+@dataclass(frozen=True)
+class Redirect(Fault):
+    """Somewhere else is asked instead, with the same query; nobody answers there."""
+
+    def play(self, exchange: Exchange) -> None:
+        target = f"http://127.0.0.1:9{exchange.request.path}?{urlencode(exchange.request.query, doseq=True)}"
+        exchange.send(refusal(307).with_header("Location", target))
+
+
+@dataclass(frozen=True)
+class Echo(Fault):
+    """An error status whose body repeats the request with every header, as proxies do that are to be debugged."""
+
+    status: int
+
+    def play(self, exchange: Exchange) -> None:
+        request = exchange.request
+        target = f"{request.path}?{urlencode(request.query, doseq=True)}"
+        headers = "".join(f"{name}: {value}\n" for name, value in sorted(request.headers.items()))
+        body = f"{headers}no answer to {request.method} {target}\n".encode()
+        answer = refusal(self.status).with_header("Content-Type", "text/plain")
+        exchange.send(replace(answer.with_header("Content-Length", str(len(body))), body=body))
 
 
 @dataclass(frozen=True)

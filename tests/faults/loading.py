@@ -11,36 +11,41 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import psutil
 
 from streaming.__main__ import _answer
+from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.messages import Described, Landed, Layout, LoadFailed, LoadRequest, Origin, Planned
-from streaming.options import DIRECT_GPU, DestinationOptions, PipelineOptions, SourceOptions
+from streaming.messages import Counted, Described, Landed, Layout, LoadFailed, LoadRequest, Origin, Planned
+from streaming.options import DIRECT_GPU, CacheOptions, DestinationOptions, PipelineOptions, SourceOptions
 from tests.loader import Load, as_stored, load
 
 T = TypeVar("T")
 
-# Small enough that a tiny checkpoint has a dozen ranges.
+# Small enough that a tiny checkpoint has a dozen ranges, or dozens.
 PIPELINE = PipelineOptions(lanes=4, chunk_bytes=64 << 10)
+FINE = PipelineOptions(lanes=4, chunk_bytes=16 << 10)
 _GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Files and landed tensors by name, or the error as the server hears of it; and how long it took."""
+    """Files and landed tensors by name, or the error as the server hears of it; how long it took, and what was counted."""
 
     files: Mapping[str, bytes]
     tensors: Mapping[str, bytes]
     error: ErrorReport | None
     seconds: float
+    counters: FetchCounters = field(default_factory=FetchCounters)
 
 
-def load_here(uri: str, options: SourceOptions, pipeline: PipelineOptions = PIPELINE) -> Outcome:
+def load_here(
+    uri: str, options: SourceOptions, pipeline: PipelineOptions = PIPELINE, cache: CacheOptions | None = None
+) -> Outcome:
     """Run a loader's own code in this process, with every reader that it puts around the source.
 
     Any exception that is no `StreamingError` comes through: there is none that a load may raise.
@@ -52,6 +57,7 @@ def load_here(uri: str, options: SourceOptions, pipeline: PipelineOptions = PIPE
         source=options,
         pipeline=pipeline,
         destination=DestinationOptions(),
+        cache=cache,
     )
     start_s = time.monotonic()
     with _Server() as server:
@@ -68,11 +74,12 @@ def load_in_process(uri: str, options: SourceOptions, pipeline: PipelineOptions 
 def _outcome(ended: Load, start_s: float) -> Outcome:
     seconds = time.monotonic() - start_s
     if ended.error is not None:
-        return Outcome({}, {}, ended.error, seconds)
+        return Outcome({}, {}, ended.error, seconds, ended.counters)
     assert ended.report is not None
     assert ended.described is not None
     assert ended.plan is not None
-    return Outcome(ended.described.files, {name: ended.tensor(name) for name in ended.plan.extents}, None, seconds)
+    tensors = {name: ended.tensor(name) for name in ended.plan.extents}
+    return Outcome(ended.described.files, tensors, None, seconds, ended.counters)
 
 
 class _Server:
@@ -98,11 +105,12 @@ class _Server:
 
     def outcome(self, seconds: float) -> Outcome:
         if failed := self._last(LoadFailed):
-            return Outcome({}, {}, failed.error, seconds)
-        assert self._last(Landed)
+            told = self._last(Counted)
+            return Outcome({}, {}, failed.error, seconds, told.counters if told else FetchCounters())
+        counters = self._last(Landed).report.counters
         extents = self._last(Planned).plan.extents
         tensors = {name: os.pread(self._fds[0], extent.nbytes, extent.start) for name, extent in extents.items()}
-        return Outcome(self._last(Described).files, tensors, None, seconds)
+        return Outcome(self._last(Described).files, tensors, None, seconds, counters)
 
     def _last(self, kind: type[T]) -> Any:
         return next((message for message in reversed(self._messages) if isinstance(message, kind)), None)

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +58,6 @@ class FaultServer:
     Args:
         folder: What to serve, read once.
         schedule: What each request meets.
-        etags: Of files by name; the others share one.
         mount: The path under which the files are: "account/container/prefix" makes it a blob service.
         sas: The `sig` that every request must carry.
         bytes_per_s: The bandwidth that all connections share.
@@ -70,13 +69,12 @@ class FaultServer:
         folder: Path,
         schedule: Schedule = faultless,
         *,
-        etags: Mapping[str, str] | None = None,
         mount: str = "",
         sas: str | None = None,
         bytes_per_s: float | None = None,
         requests_per_s: float | None = None,
     ):
-        self.blobs = Blobs(folder, etags=etags or {}, mount=mount, sas=sas)
+        self.blobs = Blobs(folder, mount=mount, sas=sas)
         self.requests: list[Logged] = []
         self.throttle = Throttle(bytes_per_s) if bytes_per_s else None
         self._rate = _Rate(requests_per_s) if requests_per_s else None
@@ -124,6 +122,11 @@ class FaultServer:
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in left:
             thread.join()
+
+    def heal(self) -> None:
+        """Let nothing go wrong from now on; what was overwritten stays so."""
+        with self._lock:
+            self._schedule = faultless
 
     def refuse(self, seconds: float) -> None:
         """Let nobody connect for a while; the port stays ours."""

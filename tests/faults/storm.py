@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from streaming.options import SourceOptions
+from streaming.options import PipelineOptions, SourceOptions
 from tests.faults.faults import Refusal
 from tests.faults.loading import Outcome, load_in_process
 from tests.faults.server import FaultServer, Logged
@@ -38,15 +38,14 @@ class Storm:
         return max(outcome.seconds for outcome in self.outcomes) / self.ideal_s
 
     @property
-    def spread(self) -> float:
-        """The last load's seconds as a multiple of the first one's."""
-        seconds = [outcome.seconds for outcome in self.outcomes]
-        return max(seconds) / min(seconds)
+    def amplification(self) -> float:
+        """Bytes answered as a multiple of the least: what was fetched twice or in vain. A refusal carries none."""
+        return self.granted_bytes / self.least_bytes
 
     @property
-    def amplification(self) -> float:
-        """Bytes answered as a multiple of the least: what was fetched twice or in vain."""
-        return self.granted_bytes / self.least_bytes
+    def asked(self) -> float:
+        """Bytes asked for as a multiple of the least, with what was refused: the stricter reading of the promise."""
+        return self.asked_bytes / self.least_bytes
 
     @property
     def failed(self) -> int:
@@ -57,17 +56,24 @@ class Storm:
         """One line for a report."""
         return (
             f"{len(self.outcomes)} loads, {self.failed} failed, slowest {self.slowest:.2f} x ideal {self.ideal_s:.1f} s, "
-            f"spread {self.spread:.2f}, bytes {self.amplification:.3f} x least, {self.refused} of {self.requests} refused"
+            f"bytes {self.amplification:.3f} x least, with refused ones {self.asked:.3f} x, "
+            f"{self.refused} of {self.requests} requests refused"
         )
 
 
 def storm(
-    server: FaultServer, options: SourceOptions, *, loads: int, bytes_per_s: float, requests_per_s: float
+    server: FaultServer,
+    options: SourceOptions,
+    pipeline: PipelineOptions,
+    *,
+    loads: int,
+    bytes_per_s: float,
+    requests_per_s: float,
 ) -> Storm:
     """Start so many loader processes at once and wait for all; the limits are those that the server was given."""
     start_s = time.monotonic()
     with ThreadPoolExecutor(loads) as pool:
-        outcomes = list(pool.map(lambda _: load_in_process(server.url, options), range(loads)))
+        outcomes = list(pool.map(lambda _: load_in_process(server.url, options, pipeline), range(loads)))
     log = [each for each in server.requests if each.time_s >= start_s]
     weights = [each for each in log if each.name.endswith(".safetensors") and each.start]
     least_bytes = loads * sum({(each.name, each.start): each.end - each.start for each in weights}.values())

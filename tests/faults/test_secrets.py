@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from itertools import cycle, product
@@ -15,16 +16,17 @@ from app.settings import parse
 from streaming.messages import LoadRequest, Origin
 from streaming.options import DIRECT_GPU, AzureOptions, DestinationOptions, PipelineOptions, SourceOptions
 from streaming.upload import push
-from tests.coldstream import serving
+from tests.coldstream import serving, wait_for
 from tests.collector import sink
 from tests.e2e.test_refusals import coldstream, serve
-from tests.faults.faults import Cut, Refusal, Reset
+from tests.faults.faults import Cut, Echo, Fault, Redirect, Refusal, Reset
 from tests.faults.schedules import Plan, Rule
+from tests.integration.test_preflight import http_server
 from tools.azurite import ACCOUNT_KEY, ACCOUNT_NAME
 
 # A word that nothing else contains; the key is base64, as the service wants it.
 MARK = "s3cr3t"
-KEY = "czNjcjN0/czNjcjN0+czNjcjN0=="
+KEY = "czNjcjN0/czNjcjN0+czNjcjNg=="
 SAS = f"sv=2023-11-03&sr=c&sp=rl&sig={MARK}%2Bsignature%3D"
 CONNECTION = f"DefaultEndpointsProtocol=http;AccountName=account;AccountKey={KEY};"
 API_KEY = f"{MARK}-api-key"
@@ -76,6 +78,14 @@ def real_credentials(azurite):
     }
 
 
+@contextlib.contextmanager
+def traced(environ):
+    """The variables with a place for traces, and that place."""
+    with sink() as (traces, port):
+        where = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        yield traces, environ | where | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+
+
 @pytest.mark.parametrize(
     ("credential", "log_format"), [("sas", "text"), ("key", "json"), ("connection-string", "json")]
 )
@@ -85,31 +95,59 @@ def test_a_good_start_tells_no_secret(pushed_tiny, real_credentials, tmp_path, c
     names = ("COLDSTREAM_API_KEY", "OTEL_EXPORTER_OTLP_HEADERS", "AZURE_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY")
     environ = variables | {name: EVERYWHERE[name] for name in names}
     flags = ("--device", "cpu", "--log-level", "debug", "--log-format", log_format)
-    with sink() as (traces, port):
-        environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
-        environ |= {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
+    with traced(environ) as (traces, environ):
         with serving(pushed_tiny, *flags, log_path=tmp_path / "log", environ=environ) as server:
             server.wait_ready()
-            said = [" ".join(process.cmdline()) for process in server.family()]
-            assert said
-            for path in ("/health", "/startupz", "/metrics", "/v1/models", "/", "/version", "/nothing"):
-                for key in (API_KEY, f"{MARK}-wrong"):
-                    answer = server.client.get(path, headers={"Authorization": f"Bearer {key}"})
-                    said += [answer.text, repr(answer.headers)]
-            body = {"model": "m", "prompt": "Hello", "max_tokens": 2}
-            for key in (API_KEY, f"{MARK}-wrong"):
-                answer = server.client.post("/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
-                assert answer.status_code == (200 if key == API_KEY else 401)
-                said.append(answer.text)
+            said = everything(server)
             traces.wait_for("startup")
         said += [repr(traces.spans), server.log()]
     assert [each for text in said for each in leaks(text, secret)] == []
 
 
+def everything(server) -> list[str]:
+    """Command lines of the children, and what is answered to whoever has the key and who has another."""
+    said = [" ".join(process.cmdline()) for process in server.family()]
+    assert said
+    body = {"model": "m", "prompt": "Hello", "max_tokens": 2}
+    for key in (API_KEY, f"{MARK}-wrong"):
+        headers = {"Authorization": f"Bearer {key}"}
+        for path in ("/health", "/startupz", "/metrics", "/v1/models", "/", "/version", "/nothing"):
+            answer = server.client.get(path, headers=headers)
+            said += [answer.text, repr(answer.headers)]
+        answer = server.client.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == (200 if key == API_KEY else 401)
+        said.append(answer.text)
+    return said
+
+
 def azure_of(server, **more):
-    """Every secret there is, and the way to this server."""
-    variables = {"AZURE_STORAGE_BLOB_ENDPOINT": server.account_url, "COLDSTREAM_MAX_RETRIES": "1"}
-    return EVERYWHERE | variables | more
+    """Every secret there is, and the way to this server; beside a pod's identity not Azure's, which win over it."""
+    has_identity = "AZURE_FEDERATED_TOKEN_FILE" in more
+    secrets = {name: value for name, value in EVERYWHERE.items() if not (has_identity and name.startswith("AZURE_"))}
+    variables = {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_BLOB_ENDPOINT": server.account_url}
+    return secrets | variables | {"COLDSTREAM_MAX_RETRIES": "1"} | more
+
+
+@pytest.fixture
+def identity(tmp_path):
+    """A pod's identity: its variables, and a service that gives it a token."""
+
+    def give(handler) -> None:
+        body = json.dumps({"access_token": f"{MARK}-bearer", "expires_in": 3600, "token_type": "Bearer"}).encode()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    token = tmp_path / "token"
+    token.write_text(f"{MARK}-of-the-pod")
+    with http_server(give) as authority:
+        yield {
+            "AZURE_CLIENT_ID": "client",
+            "AZURE_TENANT_ID": "tenant",
+            "AZURE_AUTHORITY_HOST": authority,
+            "AZURE_FEDERATED_TOKEN_FILE": str(token),
+        }
 
 
 QUICK = ("--device", "cpu", "--log-level", "debug")
@@ -120,41 +158,68 @@ BROKEN = {
     "412": Plan((Rule(Refusal(412), attempts=None, weights_only=True),)),
     "reset": Plan((Rule(Reset(), attempts=None),)),
     "cut": Plan((Rule(Cut(10), attempts=None, weights_only=True),)),
+    "redirect": Plan((Rule(Redirect(), attempts=None),)),
+    "echo": Plan((Rule(Echo(502), attempts=None),)),
+    "echo-403": Plan((Rule(Echo(403), attempts=None, weights_only=True),)),
 }
-CREDENTIALS = ("sas-token", "account-key", "connection-string")
+CREDENTIALS = ("sas-token", "account-key", "connection-string", "workload-identity")
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize(("fault", "credential"), [*zip(BROKEN, CREDENTIALS * 2, strict=False)])
-def test_a_start_that_fails_at_the_source_tells_no_secret(tiny, tmp_path, fault, credential, log_format):
-    """Log, error line and termination message of a source that refuses, breaks or is overwritten."""
+@pytest.mark.parametrize(
+    ("fault", "credential", "log_format"),
+    [
+        (fault, CREDENTIALS[number % 4], ("text", "json")[number % 3 % 2])
+        for number, fault in enumerate(("403", "404", "412", "echo", "reset", "cut", "redirect", "echo-403"))
+    ],
+)
+def test_a_start_that_fails_at_the_source_tells_no_secret(tiny, identity, tmp_path, fault, credential, log_format):
+    """Log, error line and termination message of a source that refuses, breaks, is overwritten or repeats what it is asked."""
     last_words = tmp_path / "termination-log"
     last_words.touch()
     flags = (*QUICK, "--log-format", log_format, "--azure-credential", credential)
     with tiny.serve(BROKEN[fault], mount="account/models/tiny") as server:
-        environ = azure_of(server, COLDSTREAM_TERMINATION_LOG=str(last_words))
+        more = identity if credential == "workload-identity" else {}
+        environ = azure_of(server, **more, COLDSTREAM_TERMINATION_LOG=str(last_words))
         done = serve("az://models/tiny", *flags, environ=environ)
     assert done.returncode == 3, told(done)
+    assert any(each.fault != Fault() for each in server.requests)
     assert last_words.read_text()
     assert leaks(told(done) + last_words.read_text()) == []
 
 
-def test_a_failure_that_lingers_tells_no_secret(tiny, tmp_path):
-    """/health, /startupz and /metrics of a server that shows why it failed."""
+@pytest.mark.parametrize(
+    ("fault", "credential"), [("403", "sas-token"), ("reset", "account-key"), ("echo", "workload-identity")]
+)
+def test_a_failure_that_lingers_tells_no_secret(tiny, identity, tmp_path, fault, credential):
+    """/health, /startupz and /metrics of a server that shows why it failed, and the trace of its startup."""
+    flags = (*QUICK, "--fail-linger", "20", "--azure-credential", credential)
+    more = identity if credential == "workload-identity" else {}
     with (
-        tiny.serve(FORBIDDEN, mount="account/models/tiny") as source,
-        serving(
-            "az://models/tiny",
-            *(*QUICK, "--fail-linger", "20", "--azure-credential", "sas-token"),
-            log_path=tmp_path / "log",
-            environ=azure_of(source),
-        ) as server,
+        tiny.serve(BROKEN[fault], mount="account/models/tiny") as source,
+        traced(azure_of(source, **more)) as (traces, environ),
+        serving("az://models/tiny", *flags, log_path=tmp_path / "log", environ=environ) as server,
     ):
-        while server.state() != "failed":
-            pass
+        wait_for(lambda: server.state() == "failed")
         said = "".join(server.client.get(path).text for path in ("/health", "/startupz", "/metrics", "/"))
-    assert "denied" in said
-    assert leaks(said + server.log()) == []
+        traces.wait_for("startup")
+    assert "az://models/tiny" in said
+    assert leaks(said + server.log() + repr(traces.spans)) == []
+
+
+def test_a_start_through_faults_tells_no_secret(tiny, identity, tmp_path):
+    """A server that is ready all the same, after resets, refusals and pages that repeat the request."""
+    rules = [Rule(fault, share=0.2, seed=seed) for seed, fault in enumerate((Reset(), Refusal(503), Echo(502)))]
+    flags = (*QUICK, "--azure-credential", "workload-identity")
+    with (
+        tiny.serve(Plan(tuple(rules)), mount="account/models/tiny") as source,
+        traced(azure_of(source, **identity, COLDSTREAM_MAX_RETRIES="5")) as (traces, environ),
+        serving("az://models/tiny", *flags, log_path=tmp_path / "log", environ=environ) as server,
+    ):
+        server.wait_ready()
+        said = everything(server)
+        traces.wait_for("startup")
+    assert {type(each.fault) for each in source.requests} == {Fault, Reset, Refusal, Echo}
+    assert [each for text in (*said, repr(traces.spans), server.log()) for each in leaks(text)] == []
 
 
 YAML = f"storage:\n  azure_sas_token: {MARK}\n"

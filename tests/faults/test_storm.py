@@ -1,38 +1,55 @@
-"""Fourteen pods start at once and share one account's bandwidth and request limit."""
+"""Many pods start at once and share one account's bandwidth and request limit.
+
+The limits are low enough that two cores do not bind: 200 ranges of 16 KiB a second, 3.3 MB/s. A lane has as many ranges to read as
+one has of 32 GiB at the default sizes. Of bytes requested two ratios are demanded: of those that were answered, which is
+what an account's bandwidth bears, and of all that were asked for, those of refused requests too.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import random
+from pathlib import Path
 
 import pytest
 
-from streaming.options import SourceOptions
-from tests.faults.schedules import Plan
-from tests.faults.storm import storm
+from streaming.options import PipelineOptions, SourceOptions
+from tests.faults.server import FaultServer
+from tests.faults.storm import Storm, storm
+from tests.unit.checkpoints import write_checkpoint
 
-LOADS = 14
-BYTES_PER_S = 4e6
-# Two thirds of what the loads would ask for if nobody held back.
-REQUESTS_PER_S = 60.0
-# What is demanded once the loader holds back by itself, each as a multiple: of the ideal time, of the first one's time,
-# of the least bytes. Until then no load may be corrupt, and each ends.
-HOLDS_BACK = importlib.util.find_spec("streaming.throttling") is not None
-MOST_SLOWEST, MOST_SPREAD, MOST_AMPLIFICATION = 2.5, 3.0, 1.1
+CHUNK_BYTES, SHARDS = 16 << 10, 4
+PIPELINE = PipelineOptions(lanes=4, chunk_bytes=CHUNK_BYTES)
+PATIENT = SourceOptions(max_retries=20, retry_timeout_s=90, request_timeout_s=30)
+
+
+def weathered(folder: Path, *, loads: int, chunks: int, bytes_per_s: float, requests_per_s: float) -> Storm:
+    """A storm of loads of so many chunks each, all of which landed the right bytes."""
+    nbytes = chunks // SHARDS * CHUNK_BYTES
+    weights = {f"t{number}": random.Random(number).randbytes(nbytes) for number in range(SHARDS)}
+    write_checkpoint(folder, {f"{name}.safetensors": {name: ("U8", (nbytes,), data)} for name, data in weights.items()})
+    with FaultServer(folder, bytes_per_s=bytes_per_s, requests_per_s=requests_per_s) as server:
+        seen = storm(server, PATIENT, PIPELINE, loads=loads, bytes_per_s=bytes_per_s, requests_per_s=requests_per_s)
+    print(seen)
+    assert [outcome.error for outcome in seen.outcomes] == [None] * loads
+    # Not compared by pytest: it would print every byte.
+    assert all(bool(outcome.tensors == weights) for outcome in seen.outcomes), "corrupt"
+    return seen
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_storm_of_loads_is_weathered(tiny):
-    """All of them land the right bytes, none much later than the ideal, and next to nothing is fetched twice."""
-    options = SourceOptions(max_retries=20, retry_timeout_s=90, request_timeout_s=30)
-    with tiny.serve(bytes_per_s=BYTES_PER_S, requests_per_s=REQUESTS_PER_S) as server:
-        seen = storm(server, options, loads=LOADS, bytes_per_s=BYTES_PER_S, requests_per_s=REQUESTS_PER_S)
-    print(seen)
-    for outcome in seen.outcomes:
-        if outcome.error is None:
-            tiny.check(outcome, Plan())
-    assert seen.failed == 0
-    if HOLDS_BACK:
-        assert seen.slowest <= MOST_SLOWEST, seen
-        assert seen.spread <= MOST_SPREAD, seen
-        assert seen.amplification <= MOST_AMPLIFICATION, seen
+def test_fourteen_loads_weather_a_storm(tmp_path):
+    """All land the right bytes within twice the ideal time, and ask for 5 % more than the least at most."""
+    seen = weathered(tmp_path, loads=14, chunks=512, bytes_per_s=4e6, requests_per_s=200.0)
+    assert seen.refused > 0
+    assert seen.slowest <= 2.0, seen
+    assert seen.amplification <= 1.05, seen
+    assert seen.asked <= 1.05, seen
+
+
+@pytest.mark.timeout(120)
+def test_four_loads_weather_a_squall(tmp_path):
+    """The same in seconds, and without a clock: right bytes, and hardly any fetched twice."""
+    seen = weathered(tmp_path, loads=4, chunks=128, bytes_per_s=4e6, requests_per_s=80.0)
+    assert seen.refused > 0
+    assert seen.amplification <= 1.05, seen

@@ -11,7 +11,7 @@ from streaming.counters import FetchCounters
 from streaming.digests import crc64nvme
 from streaming.errors import CheckpointError
 from streaming.messages import BlobVersion
-from streaming.verified import Verified
+from streaming.verified import Verification
 
 CONTENT = bytes(range(100))
 CUT = BlockDigests(100, 10, 32, b"")
@@ -36,11 +36,15 @@ class Reader:
 
 
 def read(first, again, start, end, *, digests=None, **options):
-    """What a read gives, and what was counted."""
+    """What a checked read gives, and what was counted."""
     counters = FetchCounters()
     digests = {"s": BLOCKS} if digests is None else digests
-    reader = Verified(first, digests, counters, again=again, place="az://c", **options)
-    return asyncio.run(reader.read_range(SHARD, start, end)), counters
+    verification = Verification(digests, counters, again=again, place="az://c", **options)
+
+    async def checked():
+        return await verification.check(SHARD, start, end, await first.read_range(SHARD, start, end))
+
+    return asyncio.run(checked()), counters
 
 
 def test_sound_blocks_are_read_once():
@@ -76,7 +80,7 @@ def test_what_is_let_pass_is_not_counted_as_verified():
     data, counters = read(Reader(50), Reader(50), 10, 100, on_flaw=told.append)
     assert data[40] == 51
     assert ["az://c/s [42, 74)" in str(flaw) for flaw in told] == [True]
-    assert (counters.verified_bytes, counters.mismatches) == (0, 2)
+    assert (counters.verified_bytes, counters.unverified_bytes, counters.mismatches) == (0, 90, 2)
 
 
 def test_a_shard_without_digests_is_counted():
