@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+import yaml
+
+from tests.coldstream import ROOT
 from tests.walkthrough.world import Call, Json, Refused, World, split, usage
 
 SUBSCRIPTION = "0a1b2c3d-1111-2222-3333-444455556666"
@@ -36,7 +39,7 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "acr show": (("--name",), (_GROUP, *_SHOW)),
     "acr create": ((_GROUP, "--name", "--sku"), ("--location", "--output")),
     "acr repository show": (("--name", "--image"), ("--output",)),
-    "acr run": (("--registry", "--file"), ("--timeout",)),
+    "acr run": (("--registry", "--file", "--set"), ("--timeout",)),
     "aks show": ((_GROUP, "--name"), _SHOW),
     "aks create": (
         (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
@@ -92,7 +95,7 @@ def az(world: World, call: Call) -> str:
     if name not in ("login", "account show"):
         world.resource("login", "me")
     act = globals().get(f"_{re.sub('[ -]', '_', name)}")
-    done = act(world, flags | {"stdin": call.stdin}) if act else None
+    done = act(world, flags) if act else None
     return str(done) if done is not None and (flags.get("--output") == "tsv" or "--output" not in flags) else ""
 
 
@@ -150,12 +153,16 @@ def _acr_repository_show(world: World, flags: Json) -> None:
 
 
 def _acr_run(world: World, flags: Json) -> None:
+    """The task is a file of the context: with a context, the real one does not read stdin."""
     registry = world.resource("registry", flags["--registry"])
-    task = flags["stdin"]
-    for image in re.findall(r"^  - push: \[(.+)\]$", task, re.MULTILINE):
-        if "DOCKER_BUILDKIT=1" not in task or f"--tag {image} --target cuda --file Dockerfile ." not in task:
-            raise Refused(1, "the --mount option requires BuildKit")
-        world.resources[f"image/{image}"] = {"--resource-group": registry["--resource-group"]}
+    name, _, image = flags["--set"].partition("=")
+    task = yaml.safe_load((ROOT / flags["--file"]).read_text().replace(f"{{{{.Values.{name}}}}}", image))
+    build, push = task["steps"]
+    if "DOCKER_BUILDKIT=1" not in build["env"]:
+        raise Refused(1, "the --mount option requires BuildKit")
+    if push["push"] != [image] or build["build"] != f"--tag {image} --target cuda --file Dockerfile .":
+        raise Refused(1, f"{image} is not what is built and pushed")
+    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP]}
 
 
 def _aks_show(world: World, flags: Json) -> str:
@@ -167,7 +174,7 @@ def _aks_show(world: World, flags: Json) -> str:
 def _aks_create(world: World, flags: Json) -> None:
     world.resource("registry", flags["--attach-acr"])
     if f"cluster/{flags['--name']}" in world.resources:
-        raise Refused(1, "a cluster that is there is not created again: some of its properties cannot be changed")
+        raise Refused(1, f"The cluster '{flags['--name']}' already exists. Please use command 'az aks update'")
     _put(world, "cluster", flags["--name"], flags)
 
 

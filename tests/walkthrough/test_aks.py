@@ -271,7 +271,7 @@ NEW_COMMIT = ("git rev-parse --short=12 HEAD", "echo another")
         ([NEW_COMMIT, ("kube delete job coldstream-upload --ignore-not-found\n", "")], "field is immutable"),
         ([('[ "$there" = "$1" ] ||', "")], "same as the current"),
         ([('az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$GPU_POOL" --output none', "false")], "already exists"),
-        ([('az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --output none', "false")], "not created again"),
+        ([('az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --output none', "false")], "Please use command 'az aks update'"),
         ([(" --overwrite-existing", "")], "is in the kubeconfig file already"),
         ([('[ -z "$(kube get deployment coldstream --ignore-not-found --output name)" ]', "true")], "gave up: ended"),
         ([(" --dry-run=client --output yaml |\n    kube apply --filename -", "")], "AlreadyExists"),
@@ -287,7 +287,7 @@ def test_without_what_makes_it_safe_the_second_time_fails(again, changes, reason
     [
         ([("  retry 720 registered\n", "")], "FeatureNotRegistered"),
         ([("  az provider register --namespace Microsoft.ContainerService --wait\nfi", "fi")], "FeatureNotRegistered"),
-        ([("    env: [DOCKER_BUILDKIT=1]\n", "")], "requires BuildKit"),
+        ([(' --set image="$IMAGE"', ' --set image="${IMAGE%:*}:latest"')], "timed out"),
         ([("coldstream-server 'Storage Blob Data Reader'", "coldstream-server 'Reader'")], "timed out"),
         ([("coldstream-uploader 'Storage Blob Data Contributor'", "coldstream-uploader 'Storage Blob Data Reader'")], "timed out"),
         ([("kube apply --kustomize k8s/namespace\n", ""), ("step upload\n", "")], "not found"),
