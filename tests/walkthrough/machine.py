@@ -34,7 +34,8 @@ IFS= read -r code <&3
 IFS= read -r line <&3
 case " $* " in *' --dry-run=client '*) shift 2; exec {kubectl} "$@" ;; esac
 if [ -n "$line" ]; then echo "$line" >&2; fi
-cat <&3
+IFS= read -r -d '' said <&3
+printf %s "$said"
 exit "$code"
 """
 

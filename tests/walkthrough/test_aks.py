@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ UP = script(GUIDE, without=("Pause", "Tear down"))
 PAUSE = script(GUIDE, ("Pause",))
 ALL = script(GUIDE)
 DOWN = script(GUIDE, ("Variables", "Tear down"))
+# What the blocks of a later section need of a session.
+BEFORE = ("Variables", "Cluster", "Identities", "Image")
 TOKEN = "s3cret-of-the-hub"
 CONTAINER = f"/storageAccounts/coldstream{SUBSCRIPTION[:8]}/blobServices/default/containers/models"
 IMAGE = f"coldstream{SUBSCRIPTION[:8]}.azurecr.io/coldstream:{COMMIT}"
@@ -238,19 +241,25 @@ def test_the_hubs_token_is_in_no_command_line(walks):
     for run, world in walks[:2]:
         assert TOKEN not in run.output + run.errors
         assert not any(TOKEN in " ".join(call.argv) for call in run.calls)
-        assert "Secret/coldstream/hugging-face" in world.objects
+        assert b64decode(world.objects["Secret/coldstream/hugging-face"]["data"]["token"]).decode() == TOKEN
 
 
 @pytest.mark.parametrize(
-    ("stuck", "word"), [("feature", "registered"), ("job", "ended"), ("gpu", "advertised"), ("health", "curl")]
+    ("stuck", "word", "section"),
+    [
+        ("feature", "registered", "GPU nodes"),
+        ("gpu", "advertised", "GPU nodes"),
+        ("job", "ended", "Upload"),
+        ("health", "curl", "What the start was"),
+    ],
 )
-def test_what_never_comes_to_pass_is_given_up(fresh, stuck, word):
+def test_what_never_comes_to_pass_is_given_up(again, stuck, word, section):
     """Every loop that waits ends, with a line that says for what, and leaves no port forwarded."""
-    fresh.world.stuck = stuck
-    run = fresh.run(quick(UP))
+    again.world.stuck = stuck
+    run = again.run(quick(script(GUIDE, (*BEFORE, section))))
     assert_fails(run, f"gave up: {word}")
-    assert sum(call.program == "sleep" for call in run.calls[-12:]) >= 5
-    assert [name for name in fresh.world.resources if name.startswith("forward/")] == []
+    assert sum(call.program == "sleep" for call in run.calls) >= 5
+    assert [name for name in again.world.resources if name.startswith("forward/")] == []
 
 
 def test_every_wait_has_a_bound():
@@ -266,39 +275,41 @@ NEW_COMMIT = ("git rev-parse --short=12 HEAD", "echo another")
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("section", "changes", "reason"),
     [
-        ([NEW_COMMIT, ("kube delete job coldstream-upload --ignore-not-found\n", "")], "field is immutable"),
-        ([('[ "$there" = "$1" ] ||', "")], "same as the current"),
-        ([('az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$GPU_POOL" --output none', "false")], "already exists"),
-        ([('az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --output none', "false")], "Please use command 'az aks update'"),
-        ([(" --overwrite-existing", "")], "is in the kubeconfig file already"),
-        ([('[ -z "$(kube get deployment coldstream --ignore-not-found --output name)" ]', "true")], "gave up: ended"),
-        ([(" --dry-run=client --output yaml |\n    kube apply --filename -", "")], "AlreadyExists"),
+        ("Upload", [NEW_COMMIT, ("kube delete job coldstream-upload --ignore-not-found\n", "")], "field is immutable"),
+        ("Upload", [(" --dry-run=client --output yaml |\n    kube apply --filename -", "")], "AlreadyExists"),
+        ("GPU nodes", [('[ "$there" = "$1" ] ||', "")], "same as the current"),
+        ("GPU nodes", [('az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$GPU_POOL" --output none', "false")], "already exists"),
+        ("Cluster", [('az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --output none', "false")], "Please use command 'az aks update'"),
+        ("Cluster", [(" --overwrite-existing", "")], "is in the kubeconfig file already"),
+        ("Preflight", [('[ -z "$(kube get deployment coldstream --ignore-not-found --output name)" ]', "true")], "gave up: ended"),
     ],
 )  # fmt: skip
-def test_without_what_makes_it_safe_the_second_time_fails(again, changes, reason):
+def test_without_what_makes_it_safe_the_second_time_fails(again, section, changes, reason):
     """Each guard is needed: the stand-ins say no as the real programs do."""
-    assert_fails(again.run(quick(replaced(UP, *changes)), HF_TOKEN=TOKEN), reason)
+    text = replaced(script(GUIDE, (*BEFORE, section)), *changes)
+    assert_fails(again.run(quick(text), HF_TOKEN=TOKEN), reason)
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("sections", "changes", "reason"),
     [
-        ([("  retry 720 registered\n", "")], "FeatureNotRegistered"),
-        ([("  az provider register --namespace Microsoft.ContainerService --wait\nfi", "fi")], "FeatureNotRegistered"),
-        ([(' --set image="$IMAGE"', ' --set image="${IMAGE%:*}:latest"')], "timed out"),
-        ([("coldstream-server 'Storage Blob Data Reader'", "coldstream-server 'Reader'")], "timed out"),
-        ([("coldstream-uploader 'Storage Blob Data Contributor'", "coldstream-uploader 'Storage Blob Data Reader'")], "timed out"),
-        ([("kube apply --kustomize k8s/namespace\n", ""), ("step upload\n", "")], "not found"),
-        ([('retry 60 curl --silent --fail --output /dev/null "http://127.0.0.1:$LOCAL_PORT/health" &&', "")], "curl: ("),
-        ([("GPU_VM_SIZE=Standard_NC24ads_A100_v4", "GPU_VM_SIZE=Standard_NC40ads_H100_v5")], "timed out"),
-        ([("sku=gpu:NoSchedule", "dedicated=us:NoSchedule")], "timed out"),
+        (["Cluster", "GPU nodes"], [("  retry 720 registered\n", "")], "FeatureNotRegistered"),
+        (["Cluster", "GPU nodes"], [("  az provider register --namespace Microsoft.ContainerService --wait\nfi", "fi")], "FeatureNotRegistered"),
+        (["Cluster", "Upload"], [("kube apply --kustomize k8s/namespace\n", "")], 'namespaces "coldstream" not found'),
+        ([], [(' --set image="$IMAGE"', ' --set image="${IMAGE%:*}:latest"')], "timed out"),
+        ([], [("coldstream-uploader 'Storage Blob Data Contributor'", "coldstream-uploader 'Storage Blob Data Reader'")], "timed out"),
+        ([], [("coldstream-server 'Storage Blob Data Reader'", "coldstream-server 'Reader'")], "timed out"),
+        ([], [("GPU_VM_SIZE=Standard_NC24ads_A100_v4", "GPU_VM_SIZE=Standard_NC40ads_H100_v5")], "timed out"),
+        ([], [("sku=gpu:NoSchedule", "dedicated=us:NoSchedule")], "timed out"),
+        ([], [('retry 60 curl --silent --fail --output /dev/null "http://127.0.0.1:$LOCAL_PORT/health" &&', "")], "curl: ("),
     ],
 )  # fmt: skip
-def test_without_a_step_the_first_time_fails(fresh, changes, reason):
-    """Each step is needed, and the right role, size and taint."""
-    assert_fails(fresh.run(quick(replaced(UP, *changes)), HF_TOKEN=TOKEN), reason)
+def test_without_a_step_the_first_time_fails(fresh, sections, changes, reason):
+    """Each step is needed, and the right image, role, size and taint."""
+    text = replaced(script(GUIDE, ["Variables", *sections]) if sections else UP, *changes)
+    assert_fails(fresh.run(quick(text), HF_TOKEN=TOKEN), reason)
 
 
 def test_a_server_that_did_not_stream_is_found(fresh):
