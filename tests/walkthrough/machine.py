@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tests.coldstream import ROOT
 from tests.walkthrough.azure import az
@@ -115,9 +115,9 @@ class Machine:
         self.lock.wait_for(lambda: not any(name.startswith("forward/") for name in self.world.resources), 5)
 
 
-def _word(asked: object) -> str:
+def _word(asked: BinaryIO) -> str:
     found = bytearray()
-    while (byte := asked.read(1)) not in (b"\0", b""):  # type: ignore[attr-defined]
+    while (byte := asked.read(1)) not in (b"\0", b""):
         found += byte
     return found.decode()
 

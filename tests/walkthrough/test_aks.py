@@ -2,93 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import shutil
 import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from tests.coldstream import ROOT
 from tests.manifests import K8S, PLACEHOLDER, named
 from tests.walkthrough.azure import SUBSCRIPTION
-from tests.walkthrough.blocks import blocks, script
+from tests.walkthrough.blocks import blocks
 from tests.walkthrough.client import COMMIT
-from tests.walkthrough.machine import Run, machine
-from tests.walkthrough.world import World
+from tests.walkthrough.guide import GUIDE, TOKEN, UP, replaced
 
-GUIDE = (ROOT / "docs" / "aks.md").read_text()
-UP = script(GUIDE, without=("Pause", "Tear down"))
-PAUSE = script(GUIDE, ("Pause",))
-ALL = script(GUIDE)
-DOWN = script(GUIDE, ("Variables", "Tear down"))
-# What the blocks of a later section need of a session.
-BEFORE = ("Variables", "Cluster", "Identities", "Image")
-TOKEN = "s3cret-of-the-hub"
 CONTAINER = f"/storageAccounts/coldstream{SUBSCRIPTION[:8]}/blobServices/default/containers/models"
 IMAGE = f"coldstream{SUBSCRIPTION[:8]}.azurecr.io/coldstream:{COMMIT}"
-
-
-class Walk(NamedTuple):
-    """A run, and the world behind it."""
-
-    run: Run
-    world: World
-
-
-def proof(verb="streamed"):
-    """The line of the log that proves the path, as the server makes it."""
-    (form,) = re.findall(r'"(%s %d tensors in .*)",$', (ROOT / "app" / "supervisor.py").read_text(), re.MULTILINE)
-    line = form % (verb, 243, 6, 29318993920, "az://models/phi-4", "cuda", 11.9, 2.46, 29318993920, 0, "")
-    return json.dumps({"level": "info", "message": line})
-
-
-def replaced(text, *changes):
-    """The text with every change made; each has to change something."""
-    for before, after in changes:
-        assert before in text
-        text = text.replace(before, after)
-    return text
-
-
-def quick(text):
-    """The same with loops that give up soon."""
-    return re.sub(r"retry \d+ ", "retry 6 ", text)
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    """A machine in a world that has nothing yet."""
-    with machine(tmp_path / "machine", World(proof())) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def walks(tmp_path_factory):
-    """Runs in one world: up, up again, and paused, twice; everything, everything again from nothing, down once more."""
-    with machine(tmp_path_factory.mktemp("walk") / "machine", World(proof())) as made:
-        return [
-            Walk(made.run(text, HF_TOKEN=TOKEN), copy.deepcopy(made.world))
-            for text in (UP, UP, UP + PAUSE + PAUSE, ALL, ALL, DOWN)
-        ]
-
-
-@pytest.fixture
-def again(walks, tmp_path):
-    """A machine in the world behind the first run."""
-    with machine(tmp_path / "machine", copy.deepcopy(walks[0].world)) as made:
-        yield made
-
-
-def assert_fails(run: Run, *parts: str):
-    """It has failed, and said so."""
-    assert run.code not in (0, 127), run.output
-    assert [part for part in parts if part not in run.errors] == [], run.errors
 
 
 def test_every_command_succeeds_every_time(walks):
@@ -242,90 +172,6 @@ def test_the_hubs_token_is_in_no_command_line(walks):
         assert TOKEN not in run.output + run.errors
         assert not any(TOKEN in " ".join(call.argv) for call in run.calls)
         assert b64decode(world.objects["Secret/coldstream/hugging-face"]["data"]["token"]).decode() == TOKEN
-
-
-@pytest.mark.parametrize(
-    ("stuck", "word", "section"),
-    [
-        ("feature", "registered", "GPU nodes"),
-        ("gpu", "advertised", "GPU nodes"),
-        ("job", "ended", "Upload"),
-        ("health", "curl", "What the start was"),
-    ],
-)
-def test_what_never_comes_to_pass_is_given_up(again, stuck, word, section):
-    """Every loop that waits ends, with a line that says for what, and leaves no port forwarded."""
-    again.world.stuck = stuck
-    run = again.run(quick(script(GUIDE, (*BEFORE, section))))
-    assert_fails(run, f"gave up: {word}")
-    assert sum(call.program == "sleep" for call in run.calls) >= 5
-    assert [name for name in again.world.resources if name.startswith("forward/")] == []
-
-
-def test_every_wait_has_a_bound():
-    """Loops are all of one function, and what kubectl waits for has a timeout."""
-    lines = [line for line in ALL.splitlines() if not line.startswith("#")]
-    assert len(re.findall(r"\b(until|while)\b", "\n".join(lines))) == 1
-    for line in lines:
-        if re.search("kube (rollout status|wait)", line):
-            assert "--timeout=" in line
-
-
-NEW_COMMIT = ("git rev-parse --short=12 HEAD", "echo another")
-
-
-@pytest.mark.parametrize(
-    ("section", "changes", "reason"),
-    [
-        ("Upload", [NEW_COMMIT, ("kube delete job coldstream-upload --ignore-not-found\n", "")], "field is immutable"),
-        ("Upload", [(" --dry-run=client --output yaml |\n    kube apply --filename -", "")], "AlreadyExists"),
-        ("GPU nodes", [('[ "$there" = "$1" ] ||', "")], "same as the current"),
-        ("GPU nodes", [('az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$GPU_POOL" --output none', "false")], "already exists"),
-        ("Cluster", [('az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --output none', "false")], "Please use command 'az aks update'"),
-        ("Cluster", [(" --overwrite-existing", "")], "is in the kubeconfig file already"),
-        ("Preflight", [('[ -z "$(kube get deployment coldstream --ignore-not-found --output name)" ]', "true")], "gave up: ended"),
-    ],
-)  # fmt: skip
-def test_without_what_makes_it_safe_the_second_time_fails(again, section, changes, reason):
-    """Each guard is needed: the stand-ins say no as the real programs do."""
-    text = replaced(script(GUIDE, (*BEFORE, section)), *changes)
-    assert_fails(again.run(quick(text), HF_TOKEN=TOKEN), reason)
-
-
-@pytest.mark.parametrize(
-    ("sections", "changes", "reason"),
-    [
-        (["Cluster", "GPU nodes"], [("  retry 720 registered\n", "")], "FeatureNotRegistered"),
-        (["Cluster", "GPU nodes"], [("  az provider register --namespace Microsoft.ContainerService --wait\nfi", "fi")], "FeatureNotRegistered"),
-        (["Cluster", "Upload"], [("kube apply --kustomize k8s/namespace\n", "")], 'namespaces "coldstream" not found'),
-        ([], [(' --set image="$IMAGE"', ' --set image="${IMAGE%:*}:latest"')], "timed out"),
-        ([], [("coldstream-uploader 'Storage Blob Data Contributor'", "coldstream-uploader 'Storage Blob Data Reader'")], "timed out"),
-        ([], [("coldstream-server 'Storage Blob Data Reader'", "coldstream-server 'Reader'")], "timed out"),
-        ([], [("GPU_VM_SIZE=Standard_NC24ads_A100_v4", "GPU_VM_SIZE=Standard_NC40ads_H100_v5")], "timed out"),
-        ([], [("sku=gpu:NoSchedule", "dedicated=us:NoSchedule")], "timed out"),
-        ([], [('retry 60 curl --silent --fail --output /dev/null "http://127.0.0.1:$LOCAL_PORT/health" &&', "")], "curl: ("),
-    ],
-)  # fmt: skip
-def test_without_a_step_the_first_time_fails(fresh, sections, changes, reason):
-    """Each step is needed, and the right image, role, size and taint."""
-    text = replaced(script(GUIDE, ["Variables", *sections]) if sections else UP, *changes)
-    assert_fails(fresh.run(quick(text), HF_TOKEN=TOKEN), reason)
-
-
-def test_a_server_that_did_not_stream_is_found(fresh):
-    """The line of a host-staging server is no proof."""
-    fresh.world.log = proof("staged")
-    run = fresh.run(UP)
-    assert run.code == 1
-    assert run.calls[-1].has("kubectl", "logs deployment/coldstream")
-
-
-def test_a_variable_that_was_lost_is_told(again):
-    """In a new session, for example: nothing is applied with a hole in it."""
-    words = script(GUIDE, ("Variables",))
-    before = len(again.world.applied)
-    assert_fails(again.run(f"{words}\nstep server"), "SERVER_CLIENT_ID")
-    assert len(again.world.applied) == before
 
 
 def test_without_managed_gpu_nodes(fresh):
