@@ -1,0 +1,258 @@
+"""A stand-in for `az`: what it remembers is enough to say no where the real one does.
+
+Takes a command line, changes the world, gives what the command prints. A command or a flag that is not listed here is
+refused: the list is what the real one has, as far as the walkthrough uses it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from tests.coldstream import ROOT
+from tests.walkthrough.world import Call, Json, Refused, World, split, usage
+
+SUBSCRIPTION = "0a1b2c3d-1111-2222-3333-444455556666"
+FEATURE = "ManagedGPUExperiencePreview"
+_SWITCHES = {
+    "--enable-oidc-issuer",
+    "--enable-workload-identity",
+    "--generate-ssh-keys",
+    "--overwrite-existing",
+    "--upgrade",
+    "--wait",
+    "--yes",
+}
+_SERVICE = "Microsoft.ContainerService"
+_GROUP = "--resource-group"
+_POOL = (_GROUP, "--cluster-name", "--name")
+_SHOW = ("--query", "--output")
+# Flags that a command must have, and others that it may have.
+_COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "account show": ((), _SHOW),
+    "login": ((), ()),
+    "provider register": (("--namespace",), ("--wait",)),
+    "group create": (("--name", "--location"), ("--output",)),
+    "group exists": (("--name",), ()),
+    "group delete": (("--name", "--yes"), ()),
+    "acr show": (("--name",), (_GROUP, *_SHOW)),
+    "acr create": ((_GROUP, "--name", "--sku"), ("--location", "--output")),
+    "acr repository show": (("--name", "--image"), ("--output",)),
+    "acr run": (("--registry", "--file", "--set"), ("--timeout",)),
+    "aks show": ((_GROUP, "--name"), _SHOW),
+    "aks create": (
+        (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
+        ("--location", "--node-count", "--node-vm-size", "--attach-acr", "--generate-ssh-keys", "--output"),
+    ),
+    "aks get-credentials": ((_GROUP, "--name"), ("--context", "--overwrite-existing")),
+    "aks nodepool show": (_POOL, _SHOW),
+    "aks nodepool add": (
+        (*_POOL, "--node-vm-size"),
+        ("--mode", "--node-count", "--node-taints", "--enable-managed-gpu", "--output"),
+    ),
+    "aks nodepool scale": ((*_POOL, "--node-count"), ("--output",)),
+    "storage account create": (
+        (_GROUP, "--name", "--kind", "--sku"),
+        ("--location", "--min-tls-version", "--allow-blob-public-access", "--allow-shared-key-access", "--output"),
+    ),
+    "storage account show": ((_GROUP, "--name"), _SHOW),
+    "storage container-rm create": (("--storage-account", "--name"), (_GROUP, "--output")),
+    "identity create": ((_GROUP, "--name"), ("--location", "--output")),
+    "identity show": ((_GROUP, "--name"), _SHOW),
+    "identity federated-credential create": (
+        (_GROUP, "--identity-name", "--name", "--issuer", "--subject", "--audiences"),
+        ("--output",),
+    ),
+    "role assignment create": (
+        ("--role", "--scope", "--assignee-object-id", "--assignee-principal-type"),
+        ("--output",),
+    ),
+    "extension add": (("--name",), ("--upgrade", "--yes")),
+    "feature register": (("--namespace", "--name"), ("--output",)),
+    "feature show": (("--namespace", "--name"), _SHOW),
+    "vm list-usage": (("--location",), _SHOW),
+}
+
+
+def az(world: World, call: Call) -> str:
+    """Run one command; what it prints.
+
+    Raises:
+        Refused: The real one would end with this exit code.
+    """
+    words, flags = split(call.argv)
+    name = " ".join(words).removesuffix(" .")
+    if name not in _COMMANDS:
+        usage("az", f"{name!r} is no command that is known here")
+    must, may = _COMMANDS[name]
+    if strange := flags.keys() - {*must, *may}:
+        usage("az", f"unrecognized arguments of {name}: {sorted(strange)}")
+    if missing := [flag for flag in must if flag not in flags]:
+        usage("az", f"{name} requires {missing}")
+    if empty := [flag for flag, value in flags.items() if not value and flag not in _SWITCHES]:
+        usage("az", f"{name}: expected one argument for {empty}")
+    if name not in ("login", "account show"):
+        world.resource("login", "me")
+    act = globals().get(f"_{re.sub('[ -]', '_', name)}")
+    done = act(world, flags) if act else None
+    return str(done) if done is not None and (flags.get("--output") == "tsv" or "--output" not in flags) else ""
+
+
+def _put(world: World, kind: str, name: str, flags: Json) -> None:
+    """Make or update: most creations of Azure's are both."""
+    if kind != "group" and "--resource-group" in flags:
+        world.resource("group", flags["--resource-group"])
+    world.resources.setdefault(f"{kind}/{name}", {}).update(flags)
+
+
+def _login(world: World, flags: Json) -> None:
+    world.resources["login/me"] = {}
+
+
+def _account_show(world: World, flags: Json) -> str:
+    if "login/me" not in world.resources:
+        raise Refused(1, "ERROR: Please run 'az login' to setup account.")
+    return SUBSCRIPTION
+
+
+def _provider_register(world: World, flags: Json) -> None:
+    namespace = flags["--namespace"]
+    knows = namespace == _SERVICE and world.resources.get(f"feature/{FEATURE}", {}).get("registered", False)
+    world.resources[f"provider/{namespace}"] = {"knows the feature": knows}
+
+
+def _group_create(world: World, flags: Json) -> None:
+    _put(world, "group", flags["--name"], flags)
+
+
+def _group_exists(world: World, flags: Json) -> str:
+    return "true" if f"group/{flags['--name']}" in world.resources else "false"
+
+
+def _group_delete(world: World, flags: Json) -> None:
+    world.resource("group", flags["--name"])
+    for name, resource in list(world.resources.items()):
+        # What a kubeconfig has is not Azure's.
+        inside = resource.get(_GROUP) == flags["--name"] and not name.startswith("context/")
+        if inside or name == f"group/{flags['--name']}":
+            del world.resources[name]
+    world.objects.clear()
+
+
+def _acr_show(world: World, flags: Json) -> None:
+    world.resource("registry", flags["--name"])
+
+
+def _acr_create(world: World, flags: Json) -> None:
+    _put(world, "registry", flags["--name"], flags)
+
+
+def _acr_repository_show(world: World, flags: Json) -> None:
+    world.resource("image", f"{flags['--name']}.azurecr.io/{flags['--image']}")
+
+
+def _acr_run(world: World, flags: Json) -> None:
+    """The task is a file of the context: with a context, the real one does not read stdin."""
+    registry = world.resource("registry", flags["--registry"])
+    name, _, image = flags["--set"].partition("=")
+    task = yaml.safe_load((ROOT / flags["--file"]).read_text().replace(f"{{{{.Values.{name}}}}}", image))
+    build, push = task["steps"]
+    if "DOCKER_BUILDKIT=1" not in build["env"]:
+        raise Refused(1, "the --mount option requires BuildKit")
+    if push["push"] != [image] or build["build"] != f"--tag {image} --target cuda --file Dockerfile .":
+        raise Refused(1, f"{image} is not what is built and pushed")
+    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP]}
+
+
+def _aks_show(world: World, flags: Json) -> str:
+    return (
+        f"https://{world.resource('cluster', flags['--name'])['--location']}.oic.prod-aks.azure.com/{flags['--name']}/"
+    )
+
+
+def _aks_create(world: World, flags: Json) -> None:
+    world.resource("registry", flags["--attach-acr"])
+    if f"cluster/{flags['--name']}" in world.resources:
+        raise Refused(1, f"The cluster '{flags['--name']}' already exists. Please use command 'az aks update'")
+    _put(world, "cluster", flags["--name"], flags)
+
+
+def _aks_get_credentials(world: World, flags: Json) -> None:
+    world.resource("cluster", flags["--name"])
+    key = f"context/{flags.get('--context', flags['--name'])}"
+    if key in world.resources and "--overwrite-existing" not in flags:
+        raise Refused(1, "a different object with this name is in the kubeconfig file already")
+    world.resources[key] = flags
+
+
+def _aks_nodepool_show(world: World, flags: Json) -> str:
+    return str(world.resource("pool", flags["--name"])["--node-count"])
+
+
+def _aks_nodepool_add(world: World, flags: Json) -> None:
+    world.resource("cluster", flags["--cluster-name"])
+    if f"pool/{flags['--name']}" in world.resources:
+        raise Refused(1, f"Node pool {flags['--name']} already exists, please try a different name")
+    if "--enable-managed-gpu" in flags:
+        world.resource("extension", "aks-preview")
+        if not world.resource("provider", _SERVICE)["knows the feature"]:
+            raise Refused(1, f"(FeatureNotRegistered) {FEATURE}")
+    _put(world, "pool", flags["--name"], flags)
+
+
+def _aks_nodepool_scale(world: World, flags: Json) -> None:
+    pool = world.resource("pool", flags["--name"])
+    if pool["--node-count"] == flags["--node-count"]:
+        raise Refused(1, "The new node count is the same as the current node count.")
+    pool["--node-count"] = flags["--node-count"]
+
+
+def _storage_account_create(world: World, flags: Json) -> None:
+    if not re.fullmatch("[a-z0-9]{3,24}", flags["--name"]):
+        raise Refused(1, f"{flags['--name']} is not a valid storage account name")
+    _put(world, "account", flags["--name"], flags)
+
+
+def _storage_account_show(world: World, flags: Json) -> str:
+    world.resource("account", flags["--name"])
+    return f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{flags['--resource-group']}/providers/Microsoft.Storage/storageAccounts/{flags['--name']}"
+
+
+def _storage_container_rm_create(world: World, flags: Json) -> None:
+    world.resource("account", flags["--storage-account"])
+    _put(world, "container", f"{flags['--storage-account']}/{flags['--name']}", flags)
+
+
+def _identity_create(world: World, flags: Json) -> None:
+    _put(world, "identity", flags["--name"], flags)
+
+
+def _identity_show(world: World, flags: Json) -> str:
+    world.resource("identity", flags["--name"])
+    return f"{flags['--query']}-of-{flags['--name']}"
+
+
+def _identity_federated_credential_create(world: World, flags: Json) -> None:
+    world.resource("identity", flags["--identity-name"])
+    _put(world, "credential", f"{flags['--identity-name']}/{flags['--name']}", flags)
+
+
+def _role_assignment_create(world: World, flags: Json) -> None:
+    """One that is there is given back: the real one does so after a conflict."""
+    key = f"{flags['--assignee-object-id']} {flags['--role']}"
+    world.resources[f"role/{key}"] = {**flags, "--resource-group": flags["--scope"].split("/")[4]}
+
+
+def _extension_add(world: World, flags: Json) -> None:
+    _put(world, "extension", flags["--name"], flags)
+
+
+def _feature_register(world: World, flags: Json) -> None:
+    _put(world, "feature", flags["--name"], flags)
+
+
+def _feature_show(world: World, flags: Json) -> str:
+    feature = world.resource("feature", flags["--name"])
+    feature["registered"] = world.comes_to_pass("feature", flags["--name"])
+    return "Registered" if feature["registered"] else "Registering"

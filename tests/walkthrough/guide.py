@@ -1,0 +1,52 @@
+"""docs/aks.md as scripts, whole and in parts, and what a server's log has to say for it.
+
+Knows no machine to run them on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tests.coldstream import ROOT
+from tests.walkthrough.blocks import script
+from tests.walkthrough.machine import Run
+from tests.walkthrough.world import World
+
+GUIDE = (ROOT / "docs" / "aks.md").read_text()
+UP = script(GUIDE, without=("Pause", "Tear down"))
+PAUSE = script(GUIDE, ("Pause",))
+ALL = script(GUIDE)
+DOWN = script(GUIDE, ("Variables", "Tear down"))
+TOKEN = "s3cret-of-the-hub"
+# What the blocks of a later section need of a session.
+BEFORE = ("Variables", "Cluster", "Identities", "Image")
+
+
+class Walk(NamedTuple):
+    """A run, and the world behind it."""
+
+    run: Run
+    world: World
+
+
+def proof(verb: str = "streamed") -> str:
+    """The line of the log that proves the path, as the server makes it."""
+    (form,) = re.findall(r'"(%s %d tensors in .*)",$', (ROOT / "app" / "supervisor.py").read_text(), re.MULTILINE)
+    line = form % (verb, 243, 6, 29318993920, "az://models/phi-4", "cuda", 11.9, 2.46, 29318993920, 0, "")
+    return json.dumps({"level": "info", "message": line})
+
+
+def replaced(text: str, *changes: Sequence[str]) -> str:
+    """The text with every change made; each has to change something."""
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    return text
+
+
+def quick(text: str) -> str:
+    """The same with loops that give up soon."""
+    return re.sub(r"retry \d+ ", "retry 6 ", text)
