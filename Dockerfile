@@ -56,7 +56,7 @@ RUN --mount=type=bind,from=build,source=/build,target=/mnt \
 # hadolint ignore=DL3059
 RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
     /mnt/install --no-deps /mnt/dist/*.whl \
-    && /mnt/venv/bin/cyclonedx-py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
+    && /mnt/venv/bin/python -m cyclonedx_py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
 ARG REVISION=""
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532
@@ -82,7 +82,7 @@ RUN --mount=type=bind,from=build,source=/build,target=/mnt \
 # hadolint ignore=DL3059
 RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
     /mnt/install --no-deps /mnt/dist/*.whl \
-    && /mnt/venv/bin/cyclonedx-py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
+    && /mnt/venv/bin/python -m cyclonedx_py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
 ARG REVISION=""
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532
