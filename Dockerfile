@@ -68,7 +68,7 @@ FROM base AS cuda
 RUN test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
     && apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 # What NVIDIA's container runtime puts in, where no device plugin says so.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -73,7 +73,7 @@ class Containers:
 
 @contextlib.contextmanager
 def containers() -> Iterator[Containers]:
-    """Have them for the length of a `with` block. Containers that still run then lose their file systems: stop them.
+    """Have them for the length of a `with` block, whose end closes the holder's stdin. Containers that still run then lose their file systems: stop them.
 
     Raises:
         ContainersError: Not root, or the packages cannot be had.
@@ -84,13 +84,11 @@ def containers() -> Iterator[Containers]:
     _write_settings()
     enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _ENTER, "sh", unpacked]
     with subprocess.Popen(enter, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as holder:
-        assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stderr is not None
         if holder.stdout.readline() != b"ready\n":
             raise ContainersError(f"no mount namespace: {holder.stderr.read().decode().strip()}")
         yield Containers(holder.pid)
-        holder.stdin.close()
 
 
 def _ensure_packages() -> Path:
