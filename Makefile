@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo demo-model test test-slow test-clients test-gpu check bench clean
+.PHONY: help setup demo demo-model test test-slow test-clients image-test test-gpu check bench clean
 
 help:
 	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test         everything the tests need, then the tests"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-clients lm-eval, LangChain, LiteLLM and llm against a whole server (part of test-slow)"
+	@echo "make image-test   the image, built and run as a pod: as root, on Debian (part of test-slow)"
 	@echo "make test-gpu     the tests that need a CUDA device"
 	@echo "make check        lint, format, types"
 	@echo "make bench        the benchmarks"
@@ -33,10 +34,15 @@ test: setup demo-model
 test-slow: setup demo-model
 	@$(BIN)/python -m tools.azurite
 	$(BIN)/python -m pytest -m slow
-	@$(MAKE) --no-print-directory test-clients
+	@$(MAKE) --no-print-directory test-clients image-test
 
 test-clients: setup demo-model .venv/.clients/.ready
 	PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 .venv/.clients/bin/python -m pytest -m clients tests/conformance/clients
+
+# Rootless containers would need what a machine may not allow, so this is root's.
+image-test: setup demo-model
+	@$(BIN)/python -m tools.azurite
+	$(BIN)/python -m pytest -m image tests/image
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -1,0 +1,167 @@
+"""The image for processors, built here and run by podman as the overlay `dev-cpu` says."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import json
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.coldstream import wait_for
+from tests.manifests import named
+from tools.image import IMAGE
+from tools.ports import free_port
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
+
+DEV = "overlays/dev-cpu"
+POD = "coldstream-pod-0"
+MODEL = "smollm2-135m-instruct"
+# What a container runtime mounts itself: devices, and files in which only root can write.
+RUNTIME = re.compile(r"/(dev|proc|sys)(/.*)?|/etc/(hosts|hostname|resolv\.conf)|/run/(\.containerenv|secrets)")
+
+
+def on_this_machine(azurite, port):
+    """Deployment and ConfigMap for podman: this machine's network, no probes. And the Secret's name and data."""
+    deployment, settings, secret = (
+        copy.deepcopy(named(DEV, kind, name))
+        for kind, name in (("Deployment", "coldstream"), ("ConfigMap", "coldstream"), ("Secret", "azurite"))
+    )
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    spec["hostNetwork"] = True
+    # It knows few of a pod's fields as variables.
+    for variable in container["env"]:
+        if field := variable.pop("valueFrom", None):
+            variable["value"] = field["fieldRef"]["fieldPath"]
+    # Podman's probes are timers of systemd, which asks with a program in the image; its pods have no hooks.
+    for field in ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle", "ports"):
+        del container[field]
+    settings["data"]["COLDSTREAM_PORT"] = str(port)
+    connection = base64.b64encode(azurite.connection_string.encode()).decode()
+    return [deployment, settings], secret["metadata"]["name"], {"AZURE_STORAGE_CONNECTION_STRING": connection}
+
+
+class Pod:
+    """The server's container, and its port on this machine."""
+
+    def __init__(self, podman, name, client, grace_s):
+        self.podman, self.name, self.client, self.grace_s = podman, name, client, grace_s
+
+    def status(self, path):
+        """Of one probe; None where nobody answers."""
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get(path).status_code
+        return None
+
+    def inspect(self, field):
+        """A value of its state."""
+        return self.podman.run("podman", "inspect", "--format", f"{{{{.State.{field}}}}}", self.name).strip()
+
+    def process(self, file):
+        """A file of its first process below /proc."""
+        return Path("/proc", self.inspect("Pid"), file).read_text()
+
+    def log(self):
+        """What it wrote."""
+        return self.podman.run("podman", "logs", self.name)
+
+
+@pytest.fixture
+def pod(podman, azurite, pushed_demo, tmp_path):
+    """It runs for the length of a test."""
+    port = free_port()
+    objects, secret, data = on_this_machine(azurite, port)
+    manifest, secret_file = tmp_path / "manifest.yaml", tmp_path / "secret.json"
+    manifest.write_text(yaml.safe_dump_all(objects))
+    # A Secret among the objects is kept as YAML by podman 4.3, which then asks it for JSON.
+    secret_file.write_text(json.dumps(data))
+    assert objects[1]["data"]["COLDSTREAM_MODEL"] == pushed_demo
+    grace_s = objects[0]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    remove(podman, secret)  # a killed run's
+    try:
+        podman.run("podman", "secret", "create", secret, str(secret_file))
+        podman.run("podman", "kube", "play", "--network", "host", str(manifest))
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Pod(podman, f"{POD}-coldstream", client, grace_s)
+    finally:
+        remove(podman, secret)
+
+
+def remove(podman, secret):
+    """Pod and secret, where they are."""
+    podman.run("podman", "pod", "rm", "--force", "--ignore", POD)
+    if secret in podman.run("podman", "secret", "ls", "--format", "{{.Name}}").split():
+        podman.run("podman", "secret", "rm", secret)
+
+
+def test_the_pod_of_dev_cpu_lives_and_ends(pod):
+    """Alive before it is ready, one answer, and a stream to its end after SIGTERM; without any right, on a file system that is read-only."""
+    assert wait_for(lambda: pod.status("/livez"), 60) == 200
+    assert pod.status("/health") == 503
+    wait_for(lambda: pod.status("/health") == 200, 120)
+    check_rights(pod)
+    body = {"model": MODEL, "prompt": "The capital of France is", "temperature": 0}
+    answer = pod.client.post("/v1/completions", json=body | {"max_tokens": 1}).json()
+    assert answer["choices"][0]["text"] == " Paris"
+    with ThreadPoolExecutor(1) as pool:
+        longer = body | {"stream": True, "max_tokens": 64, "ignore_eos": True}
+        with pod.client.stream("POST", "/v1/completions", json=longer) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            ending = pool.submit(pod.podman.run, "podman", "stop", "--time", str(pod.grace_s), pod.name)
+            rest = [line for line in lines if line]
+        ending.result()
+    assert '"finish_reason":"length"' in rest[-2]
+    assert rest[-1] == "data: [DONE]"
+    assert pod.inspect("ExitCode") == "0", pod.log()
+
+
+def check_rights(pod):
+    """A user without capabilities who can gain none, behind the runtime's filter of system calls; only the volume is written."""
+    status = dict(line.split(":", 1) for line in pod.process("status").splitlines())
+    assert status["Uid"].split() == status["Gid"].split() == ["65532"] * 4
+    assert {name: int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == dict.fromkeys(
+        ("CapPrm", "CapEff", "CapBnd", "CapAmb"), 0
+    )
+    assert (int(status["NoNewPrivs"]), int(status["Seccomp"])) == (1, 2)
+    mounts = [line.split() for line in pod.process("mountinfo").splitlines()]
+    writable = {mount[4] for mount in mounts if "rw" in mount[5].split(",") and not RUNTIME.fullmatch(mount[4])}
+    assert writable == {"/tmp"}
+
+
+@pytest.fixture(scope="module")
+def inside(podman):
+    """What `inside.py` says."""
+    command = ["podman", "run", "--rm", "--interactive", "--network", "host", "--read-only", "--tmpfs", "/tmp"]
+    command += ["--cap-drop", "ALL", "--entrypoint", "/opt/coldstream/bin/python", IMAGE, "-"]
+    script = (Path(__file__).parent / "inside.py").read_bytes()
+    done = subprocess.run(podman.command(*command), input=script, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def test_every_import_is_bytecode_that_is_not_compared(inside):
+    """Of the standard library, too; Debian's has times of its own. The user has a name."""
+    assert inside["without_bytecode"] == []
+    assert set(inside["bytecode_kinds"]) <= {0, 1}
+    assert 1 in inside["bytecode_kinds"]
+    assert inside["user"] == "coldstream"
+
+
+def test_the_bill_of_materials_is_what_is_installed(inside):
+    """Every package by name and version, none of the build's, and no weights."""
+    bill = {each["name"].lower(): each["version"] for each in inside["bill"]["components"]}
+    assert bill == inside["packages"]
+    assert {"coldstream", "torch", "transformers", "opentelemetry-sdk"} <= bill.keys()
+    assert not {"pip", "hatchling", "cyclonedx-bom", "pytest"} & bill.keys()
+    assert inside["programs"] == ["apt-get", "coldstream"]
+    assert inside["weights"] == []
