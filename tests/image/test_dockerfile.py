@@ -131,7 +131,7 @@ def test_no_folder_that_is_sent_has_anything_but_code():
         ["git", "ls-files", "app", "streaming", "image"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     kinds = {Path(path).suffix for path in listed.stdout.splitlines()}
-    assert kinds <= {"", ".py", ".html", ".css", ".js", ".svg", ".typed"}
+    assert kinds <= {"", ".py", ".html", ".css", ".js", ".svg", ".typed", ".yaml"}
 
 
 def test_every_package_that_the_build_installs_is_pinned():
