@@ -61,14 +61,7 @@ ARG REVISION=""
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532
 
-FROM base AS cuda
-# Triton compiles a few hundred lines of C when it first meets a GPU.
-# Debian keeps only the newest version of a package, so one that is named here would be gone some day.
-# hadolint ignore=DL3008
-RUN test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
-    && apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
-    && apt-get clean && rm -rf /var/lib/apt/lists/*
+FROM base AS gpu
 # What NVIDIA's container runtime puts in, where no device plugin says so.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -83,6 +76,22 @@ RUN --mount=type=bind,from=build,source=/build,target=/mnt \
 RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
     /mnt/install --no-deps /mnt/dist/*.whl \
     && /mnt/venv/bin/python -m cyclonedx_py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
+
+# What every new pod would compile in its first seconds, and the one module for which Triton calls a C compiler.
+# Debian keeps only the newest version of a package, so one that is named here would be gone some day.
+FROM gpu AS kernels
+# hadolint ignore=DL3008
+RUN test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
+COPY image/models models
+ARG KERNEL_CAPABILITIES=80,90
+RUN python3 -m app.engine.kernels_ahead --driver-module --into /opt/coldstream/kernels --capabilities "${KERNEL_CAPABILITIES}" models/*.json
+
+FROM gpu AS cuda
+COPY --from=kernels /opt/coldstream/kernels /opt/coldstream/kernels
+ENV COLDSTREAM_KERNELS_DIR=/opt/coldstream/kernels
 ARG REVISION=""
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532

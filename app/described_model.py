@@ -34,7 +34,7 @@ def description_request(files: Mapping[str, bytes], entries: Sequence[Entry], *,
         raise ModelUnsupported(f"{architecture(config)!r}: the checkpoint has no tensor that could be a weight")
     return DescribeModel(
         config=files["config.json"],
-        dtype=stored_dtype(config, stored[0], dtype),
+        dtype=stored_dtype(config, stored[0].dtype, dtype),
         tensors={entry.name: entry.shape for entry in entries},
     )
 

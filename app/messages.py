@@ -28,7 +28,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How the engine runs. `max_model_len_tokens` None means the model's own limit.
 
     `device` is "cpu" or "cuda"; of the GPU's memory, `gpu_memory_utilization` is the share that weights and KV
-    cache may fill together.
+    cache may fill together. In `kernels_dir` are kernels that were compiled ahead, if any were.
     """
 
     device: str = "cpu"
@@ -40,6 +40,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_size_tokens: int = 16
     prefix_caching: bool = True
     kv_cache_bytes: int | None = None
+    kernels_dir: str | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,13 +67,12 @@ def support(files: Mapping[str, bytes], entries: Sequence[Entry], *, dtype: str 
         ModelUnsupported: A tensor is missing, of another shape or unknown, or the dtype is not computed with.
     """
     config = read_config(files)
-    family = _family(config)
-    _check_fields(family, config)
+    family = accepted_family(config)
     parameters = family.parameters(config)
     wanted = [part for parameter in parameters for part in parameter.parts]
     by_name = {entry.name: entry for entry in entries}
     _check_tensors(family, config, wanted, by_name)
-    stored = stored_dtype(config, by_name[wanted[0].name], dtype)
+    stored = stored_dtype(config, by_name[wanted[0].name].dtype, dtype)
     return SupportedModel(
         architecture=config["architectures"][0],
         dtype=stored,
@@ -103,6 +102,17 @@ def _decode(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
         return msgspec.json.decode(files[name], type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ModelUnsupported(f"{name} is not a JSON object: {error}") from error
+
+
+def accepted_family(config: Mapping[str, Any]) -> Family:
+    """The family that computes this config, every field of which it understands.
+
+    Raises:
+        NoFamily: There is none.
+    """
+    family = _family(config)
+    _check_fields(family, config)
+    return family
 
 
 def _family(config: Mapping[str, Any]) -> Family:
@@ -164,14 +174,14 @@ def _group(parameter: Parameter) -> Group:
     return Group(parameter.name, tuple(part.name for part in parameter.parts))
 
 
-def stored_dtype(config: Mapping[str, Any], first: Entry, dtype: str) -> str:
+def stored_dtype(config: Mapping[str, Any], weights_dtype: str, dtype: str) -> str:
     """One dtype for the whole model, as transformers' "auto" has it: the config's word, else the weights'.
 
     Raises:
         ModelUnsupported: It is none that the engine computes with.
     """
     if dtype == "auto":
-        dtype = config.get("dtype") or config.get("torch_dtype") or first.dtype
+        dtype = config.get("dtype") or config.get("torch_dtype") or weights_dtype
     stored = _DTYPES.get(str(dtype), dtype)
     if stored not in _DTYPES.values():
         raise ModelUnsupported(f"dtype {dtype!r} is not computed with: ask for --dtype {' or '.join(_DTYPES)}")

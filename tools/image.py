@@ -1,7 +1,8 @@
-"""`python -m tools.image`: the image for processors, built on this machine from Debian's packages and pip's.
+"""`python -m tools.image [cuda]`: the image, built on this machine from Debian's packages and pip's.
 
-Takes the checkout's Dockerfile and whatever index pip is told to use here, gives `localhost/coldstream:dev`. Its base is
-made with mmdebstrap, so that nothing comes from an image registry. Knows no container.
+Takes the checkout's Dockerfile and whatever index pip is told to use here, gives `localhost/coldstream:dev`, or
+`localhost/coldstream:cuda` with several gigabytes of CUDA. Its base is made with mmdebstrap, so that nothing comes from an
+image registry. Knows no container.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ from urllib.parse import urlsplit
 from tools.containers import Containers, ContainersError, containers
 
 IMAGE = "localhost/coldstream:dev"
-BASE = "localhost/coldstream-base:bookworm"
+CUDA_IMAGE = "localhost/coldstream:cuda"
+_BASE = "localhost/coldstream-base"
 _DEBIAN = "bookworm"
-_PYTHON = "python3,python3-venv,ca-certificates"
+# Triton's own module is compiled for the one target, and needs Python's headers.
+_PYTHON = {
+    "cpu": "python3,python3-venv,ca-certificates",
+    "cuda": "python3,python3-venv,ca-certificates,libpython3-dev",
+}
 _DEFAULT_INDEX = "https://pypi.org/simple"
 
 
@@ -31,7 +37,7 @@ def build(tools: Containers, *, target: str = "cpu", image: str = IMAGE) -> None
     Raises:
         ContainersError: With the last words of what failed.
     """
-    _ensure_base(tools)
+    base = _ensure_base(tools, target)
     settings = pip_settings()
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch, "pip.conf")
@@ -39,7 +45,7 @@ def build(tools: Containers, *, target: str = "cpu", image: str = IMAGE) -> None
         mounts = [f"{config}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in local_paths(settings))]
         # torch from where pip takes everything else on this machine, whichever build of it that is.
         index = settings.get("index-url", _DEFAULT_INDEX)
-        arguments = [f"BASE_IMAGE={BASE}", f"CPU_TORCH_INDEX={index}", f"CUDA_TORCH_INDEX={index}"]
+        arguments = [f"BASE_IMAGE={base}", f"CPU_TORCH_INDEX={index}", f"CUDA_TORCH_INDEX={index}"]
         tools.run(
             *("buildah", "build", "--isolation", "chroot", "--network", "host", "--layers", "--no-cache"),
             *(word for mount in mounts for word in ("--volume", mount)),
@@ -70,25 +76,29 @@ def _local_paths(settings: dict[str, str]) -> Iterator[str]:
                 yield str(Path(address.path).parent if "index-url" in name else Path(address.path))
 
 
-def _ensure_base(tools: Containers) -> None:
+def _ensure_base(tools: Containers, target: str) -> str:
+    base = f"{_BASE}:{_DEBIAN}-{target}"
     try:
-        tools.run("podman", "image", "exists", BASE)
+        tools.run("podman", "image", "exists", base)
     except ContainersError:
         with tempfile.TemporaryDirectory() as scratch:
             tar = f"{scratch}/base.tar"
-            tools.run("mmdebstrap", "--variant=minbase", f"--include={_PYTHON}", _DEBIAN, tar)
-            tools.run("podman", "import", tar, BASE)
+            tools.run("mmdebstrap", "--variant=minbase", f"--include={_PYTHON[target]}", _DEBIAN, tar)
+            tools.run("podman", "import", tar, base)
+    return base
 
 
 def main() -> None:
     """Build it, and say how long that took."""
     began_s = time.monotonic()
+    is_cuda = sys.argv[1:] == ["cuda"]
+    target, image = ("cuda", CUDA_IMAGE) if is_cuda else ("cpu", IMAGE)
     try:
         with containers() as tools:
-            build(tools)
+            build(tools, target=target, image=image)
     except ContainersError as error:
         sys.exit(str(error))
-    print(f"{IMAGE} is there after {time.monotonic() - began_s:.0f} s")
+    print(f"{image} is there after {time.monotonic() - began_s:.0f} s")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 
+from app.engine.kernel_cache import link_compiled
 from app.engine.model_runner import ModelRunner
 from app.engine.step_shapes import Limits
 from app.engine.torch_import import TorchImport
@@ -24,12 +26,14 @@ class KernelStart:
         runner: On a GPU.
         limits: Of its steps.
         torch_import: Triton needs all of torch.
+        compiled_dir: Of kernels that were compiled ahead, if any were.
     """
 
-    def __init__(self, runner: ModelRunner, limits: Limits, torch_import: TorchImport):
+    def __init__(self, runner: ModelRunner, limits: Limits, torch_import: TorchImport, compiled_dir: str | None):
         self._runner = runner
         self._limits = limits
         self._torch_import = torch_import
+        self._compiled_dir = compiled_dir
         self._thread = threading.Thread(target=self._run, name="compile-kernels", daemon=True)
 
     @property
@@ -47,8 +51,20 @@ class KernelStart:
         start_s = boottime_s()
         try:
             self._torch_import.wait()
+            if self._compiled_dir is not None:
+                self._use_compiled(Path(self._compiled_dir))
             self._runner.use_kernels(self._limits)
         except Exception as error:  # noqa: BLE001 - whatever Triton, a compiler or the driver raises
             logger.warning("decoding stays slow, without kernels and CUDA graphs: %s: %s", type(error).__name__, error)
         else:
             logger.info("kernels compiled in %.1f s", boottime_s() - start_s)
+
+    @staticmethod
+    def _use_compiled(folder: Path) -> None:
+        """Without them, the kernels are compiled here."""
+        from triton import knobs
+
+        try:
+            link_compiled(folder, Path(knobs.cache.dir))
+        except OSError as error:
+            logger.warning("kernels that were compiled ahead are not used: %s", error)

@@ -35,7 +35,8 @@ class KVCache:
         self.block_size_tokens = block_size_tokens
         self.scratch_slot = num_blocks * block_size_tokens
         shape = (config.num_layers, 2, self.scratch_slot + 1, config.num_kv_heads, config.head_dim)
-        storage = _gpu_storage(shape, dtype, device) if device.type == "cuda" else _host_storage(shape, dtype)
+        is_host = device.type == "cpu"
+        storage = _host_storage(shape, dtype) if is_host else torch.empty(shape, dtype=dtype, device=device)
         self.layers = tuple((keys, values) for keys, values in storage)
 
     def slots(self, block_ids: list[int], start: int, end: int) -> list[int]:
@@ -45,10 +46,6 @@ class KVCache:
         blocks = block_ids[first : -(-end // size)]
         slots = [slot for block in blocks for slot in range(block * size, block * size + size)]
         return slots[start - first * size : end - first * size]
-
-
-def _gpu_storage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _host_storage(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

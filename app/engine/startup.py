@@ -82,7 +82,8 @@ def _serve(connection: Connection[ToEngine], early: EarlyStart, torch_import: To
     max_model_len_tokens = min(max_model_len_tokens, blocks.num_blocks * options.block_size_tokens)
     runner = ModelRunner(model, cache)
     limits = Limits(options.max_num_batched_tokens, options.max_num_seqs, max_model_len_tokens)
-    kernels = KernelStart(runner, limits, torch_import) if model.device.type == "cuda" else None
+    is_gpu = model.device.type == "cuda"
+    kernels = KernelStart(runner, limits, torch_import, options.kernels_dir) if is_gpu else None
     sampler = warm_up_sampler(model)
     if not inbox.has_come(WeightsLanded):  # else the pass over the real weights is the first one, and enough
         with _timed(connection, "engine.warmup"):

@@ -65,6 +65,14 @@ class EngineSettings(Section, frozen=True, kw_only=True):
         float,
         Setting(number(0.01, 1), "Share of the GPU's memory that weights and KV cache may fill together."),
     ] = _ENGINE.gpu_memory_utilization
+    kernels_dir: Annotated[
+        str | None,
+        Setting(
+            TEXT,
+            "A folder of kernels that were compiled ahead, as the image for GPUs has one; what it lacks is compiled.",
+            unset="none",
+        ),
+    ] = _ENGINE.kernels_dir
     step_timeout_s: Annotated[
         float | None,
         Setting(

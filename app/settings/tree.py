@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             block_size_tokens=self.engine.block_size,
             prefix_caching=self.engine.prefix_caching,
             kv_cache_bytes=self.engine.kv_cache_bytes,
+            kernels_dir=self.engine.kernels_dir,
         )
 
 

@@ -16,6 +16,8 @@ from tests.coldstream import ROOT
 from tests.manifests import VARIANTS, environment, pods
 
 TARGETS = ("cpu", "cuda")
+# Variables that lead to what nobody writes.
+READ = ("PATH", "COLDSTREAM_KERNELS_DIR")
 
 
 def stages():
@@ -101,7 +103,7 @@ def test_the_user_and_the_port_are_those_of_every_pod(target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_written_goes_where_every_pod_has_a_volume(target):
     """Every folder of the image's variables is the pod's, too, or below one that it mounts."""
-    written = {name: text for name, text in pairs(target, "ENV").items() if text.startswith("/") and name != "PATH"}
+    written = {name: text for name, text in pairs(target, "ENV").items() if text.startswith("/") and name not in READ}
     assert {"HOME", "TMPDIR", "TRITON_CACHE_DIR"} <= written.keys()
     for variant, template, container in ours():
         variables = environment(variant, template)
@@ -115,8 +117,9 @@ def test_nothing_is_sent_to_the_build_but_what_is_copied():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     copied = {
         path.split("/")[0]
-        for name in ("build", "wheel", *TARGETS)
+        for name in ("build", "wheel", "kernels", *TARGETS)
         for rest in said(name, "COPY")
+        if not rest.startswith("--from=")
         for path in rest.split()[:-1]
     }
     assert lines[0] == "*"
@@ -126,12 +129,12 @@ def test_nothing_is_sent_to_the_build_but_what_is_copied():
 
 
 def test_no_folder_that_is_sent_has_anything_but_code():
-    """Python, the page's files and the installer: nothing that could be a key or a weight."""
+    """Python, the page's files, the installer, models' configs: nothing that could be a key or a weight."""
     listed = subprocess.run(
         ["git", "ls-files", "app", "streaming", "image"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     kinds = {Path(path).suffix for path in listed.stdout.splitlines()}
-    assert kinds <= {"", ".py", ".html", ".css", ".js", ".svg", ".typed", ".yaml"}
+    assert kinds <= {"", ".py", ".html", ".css", ".js", ".svg", ".typed", ".yaml", ".json"}
 
 
 def test_every_package_that_the_build_installs_is_pinned():
