@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo demo-model test test-slow test-clients image-test test-gpu check bench clean
+.PHONY: help setup demo demo-model test test-slow test-clients image-test cuda-image-test test-gpu check bench clean
 
 help:
 	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make test-clients lm-eval, LangChain, LiteLLM and llm against a whole server (part of test-slow)"
 	@echo "make image-test   the image, built and run as a pod: as root, on Debian (part of test-slow)"
+	@echo "make cuda-image-test  the image for GPUs, as far as it runs without one: several gigabytes"
 	@echo "make test-gpu     the tests that need a CUDA device"
 	@echo "make check        lint, format, types"
 	@echo "make bench        the benchmarks"
@@ -43,6 +44,9 @@ test-clients: setup demo-model .venv/.clients/.ready
 image-test: setup demo-model
 	@$(BIN)/python -m tools.azurite
 	$(BIN)/python -m pytest -m image tests/image
+
+cuda-image-test: setup
+	$(BIN)/python -m pytest -m cuda_image tests/image
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
