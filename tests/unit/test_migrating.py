@@ -16,7 +16,7 @@ from app.settings.sources import CONFIG_FLAG, LOADER_FLAG, names_of
 from app.settings.table import Row
 from app.telemetry.names import METRICS
 from tests.coldstream import ROOT
-from tests.unit.configurations import URI
+from tests.unit.configurations import URI, config_file
 
 GUIDE = (ROOT / "docs" / "migrating.md").read_text()
 OURS = {*names_of(Row.flags), *(flag for form in FORMS.values() for flag in form.options), CONFIG_FLAG, LOADER_FLAG}
@@ -112,6 +112,21 @@ def test_every_name_of_ours_exists():
     assert len(names) == 4
     assert names <= {metric.name for metric in METRICS}
     assert set(re.findall(r"`(/\w+)`", around)) <= PROBES.keys()
+
+
+def test_their_file_is_refused_by_its_first_key(tmp_path):
+    """vLLM's has flags without sections, of which none is taken for something else."""
+    text = "model: az://models/llama-8b\nmax-model-len: 8192\n"
+    with pytest.raises(UsageError, match="model: expected keys with values"):
+        load(["--config", config_file(tmp_path, text)], {})
+    with pytest.raises(UsageError, match="unknown section 'max-model-len'"):
+        load(["--config", config_file(tmp_path, text.partition("\n")[2])], {})
+
+
+def test_an_underscore_is_answered_with_the_dash():
+    """Their parser takes both; here the error says which one it is."""
+    with pytest.raises(UsageError, match="did you mean --max-model-len?"):
+        load([URI, "--max_model_len", "8192"], {})
 
 
 def test_both_command_lines_at_the_top_are_one():
