@@ -115,7 +115,7 @@ def test_every_name_of_ours_exists():
 
 
 def test_their_file_is_refused_by_its_first_key(tmp_path):
-    """vLLM's has flags without sections, of which none is taken for something else."""
+    """It has flags without sections, of which none is taken for something else."""
     text = "model: az://models/llama-8b\nmax-model-len: 8192\n"
     with pytest.raises(UsageError, match="model: expected keys with values"):
         load(["--config", config_file(tmp_path, text)], {})
@@ -125,7 +125,7 @@ def test_their_file_is_refused_by_its_first_key(tmp_path):
 
 def test_an_underscore_is_answered_with_the_dash():
     """Their parser takes both; here the error says which one it is."""
-    with pytest.raises(UsageError, match="did you mean --max-model-len?"):
+    with pytest.raises(UsageError, match=r"did you mean --max-model-len\?"):
         load([URI, "--max_model_len", "8192"], {})
 
 
