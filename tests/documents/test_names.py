@@ -16,6 +16,7 @@ from app.settings.parser import FORMS
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
+from app.settings.wording import default_text
 from app.telemetry.names import METRICS, PHASES
 from tests.coldstream import ROOT
 from tests.documents.pages import PAGES, code, page, prose
@@ -109,6 +110,40 @@ def test_a_flag_is_a_setting(path):
         if not flag.endswith("-")  # "--no-..." is a beginning
     }
     assert named - OURS - flags_of_blocks() - ran == set()
+
+
+def test_a_value_is_accepted():
+    """Of a flag, a variable or a key that is shown with one."""
+    ways = [
+        (Row.flags, r"(--[\w-]+)[ =](\S+)"),
+        (Row.variables, r"([A-Z_]+)=(\S+)"),
+        (Row.keys, r"(?:\w+\.)?(\w+): (\S+)"),
+    ]
+    for kinds, form in ways:
+        known = names_of(kinds)
+        shown = [(path, known[match[1]][1], match[2]) for path, span in SPANS if (match := matched(form, span, known))]
+        assert [(path, text) for path, kind, text in shown if not kind.reads(text)] == []
+        assert len(shown) > 2
+
+
+def matched(form, span, known):
+    """The name and its value, if the code is that of a name that is known."""
+    match = re.fullmatch(form, span)
+    return match if match and match[1] in known else None
+
+
+def test_a_number_behind_a_flag_is_its_default():
+    """As in `--fail-linger` (0 s)."""
+    known = names_of(Row.flags)
+    found = [
+        (path, flag, number)
+        for path in PAGES
+        for flag, number in re.findall(r"`(--[\w-]+)`\s(?:seconds |for )?\((\d+)", prose(path))
+        if flag in known
+    ]
+    assert len(found) >= 7
+    for path, flag, number in found:
+        assert re.findall(r"\d+", default_text(known[flag][0]))[:1] == [number], (path, flag)
 
 
 @pytest.mark.parametrize("path", [*PAGES, "CHANGELOG.md"])
