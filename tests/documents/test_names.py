@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,21 @@ def test_a_target_of_make_is_one(path, span):
     """Of the Makefile."""
     targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert span.split()[1] in targets, path
+
+
+@pytest.mark.parametrize(("path", "span"), beginning(".venv/bin/pytest"), ids=str)
+def test_a_run_of_tests_finds_some(path, span):
+    """The file is there, and has a test by the word behind -k."""
+    _, file, option, word = span.split()
+    assert option == "-k"
+    assert re.search(rf"^(async )?def test_\w*{word}", (ROOT / file).read_text(), re.MULTILINE), path
+
+
+@pytest.mark.parametrize(("path", "span"), beginning("pip", "install"), ids=str)
+def test_an_extra_is_one(path, span):
+    """Of pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert re.search(r"coldstream\[(\w+)\]", span)[1] in extras, path
 
 
 @pytest.mark.parametrize(("path", "span"), beginning("coldstream"), ids=str)
@@ -152,7 +168,7 @@ def test_a_name_of_ours_is_one(path):
     text = page(path)
     variables = set(re.findall(r"\bCOLDSTREAM_[A-Z][A-Z_]*[A-Z]\b", text))
     assert variables - names_of(Row.variables).keys() - {CONFIG_VARIABLE} == set()
-    metrics = {name for span in code(text) for name in re.findall(r"\bcoldstream_[a-z_]+", span)}
+    metrics = {name for span in code(text) for name in re.findall(r"\b(?:coldstream|gen_ai_server)_[a-z_]+", span)}
     assert metrics - {metric.name for metric in METRICS} == set()
     keys = {f"{row.section}.{key}" for row in ROWS for key in row.keys()}  # noqa: SIM118 - not a dict
     named = {span for span in code(text) if re.fullmatch(rf"({'|'.join(SECTIONS)})\.(?!safetensors|py)[a-z_]+", span)}

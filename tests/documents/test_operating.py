@@ -112,7 +112,8 @@ def test_verify_prints_such_lines(checkpoint, azure_environment, service, tmp_pa
 def test_preflight_prints_such_a_table(azure_environment):
     """For a checkpoint that is not there, on a CPU: the same checks, states and words, line by line."""
     (documented,) = texts("docs/operating.md", "Before it starts: preflight", "text")
-    printed, code = coldstream("preflight", "az://models/llama", "--device", "cpu", environ=azure_environment)
+    environ = {**azure_environment, "TMPDIR": "/tmp"}
+    printed, code = coldstream("preflight", "az://models/llama", "--device", "cpu", environ=environ)
     assert code == 3
     assert [shape(line) for line in documented.splitlines()] == [shape(line) for line in printed.splitlines()]
 
