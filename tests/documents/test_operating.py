@@ -73,10 +73,12 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_every_push_is_one(checkpoint, azure_environment, service, tmp_path):
+def test_every_push_is_one(checkpoint, azure_environment, service, tmp_path, monkeypatch):
     """From a folder, and twice from a repository of the hub at a tag: but for the container as it stands."""
     (block,) = texts("docs/operating.md", "Push", "bash")
     shutil.copytree(checkpoint, tmp_path / "here" / "my-model")
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+        monkeypatch.delenv(name)
     with hub(tmp_path / "hub") as served:
         served.commit("org/name", checkpoint, "v1.0")
         environ = {**azure_environment, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home")}
