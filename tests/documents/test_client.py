@@ -13,8 +13,8 @@ from tests.documents.pages import texts
 from tools.blob_server import BlobServer
 
 
-def test_the_documented_client_waits_for_the_model(tiny_model, tmp_path):
-    """Asked while the weights are held back, it prints an answer once they come; but for the port, it is what a reader pastes."""
+def test_the_documented_client_waits_for_the_model(demo_model_dir, tmp_path):
+    """Asked while the weights are held back, it prints the answer once they come; but for the port, it is what a reader pastes."""
     (program,) = texts("docs/api.md", "Before the model is ready", "python")
     may_go_on = threading.Event()
 
@@ -23,7 +23,7 @@ def test_the_documented_client_waits_for_the_model(tiny_model, tmp_path):
             may_go_on.wait(60)
 
     with (
-        BlobServer(tiny_model, hook=hold) as source,
+        BlobServer(demo_model_dir, hook=hold) as source,
         serving(source.url, "--served-model-name", "my-model", log_path=tmp_path / "log") as server,
     ):
 
@@ -40,4 +40,4 @@ def test_the_documented_client_waits_for_the_model(tiny_model, tmp_path):
             may_go_on.set()
             output, errors = client.communicate(timeout=60)
     assert (client.returncode, errors) == (0, "")
-    assert output
+    assert "Paris" in output
