@@ -1,7 +1,7 @@
 """Who runs, parses or compares the documents' blocks: found in the tests' own code, so that no list can be out of date.
 
-A test takes the blocks of a section where it calls `texts` with the document, section and language as literals, all bash
-blocks of a document where it hands the whole text to `script`, and all blocks where it hands it to `blocks`. Takes source files, gives names. Runs nothing.
+A test takes the blocks of a section where it calls `texts` with the document, section and language as literals, the bash
+blocks of a document, or of sections of it, where it hands its text to `script`, and all blocks where it hands it to `blocks`. Takes source files, gives names. Runs nothing.
 """
 
 from __future__ import annotations
@@ -28,22 +28,33 @@ def takers() -> dict[Key, set[str]]:
         for statement in module.body:
             name = f"{path.relative_to(ROOT)}::{getattr(statement, 'name', '')}".removesuffix("::")
             for call in ast.walk(statement):
-                if isinstance(call, ast.Call) and (key := _key(call, pages)):
+                for key in _keys(call, pages) if isinstance(call, ast.Call) else ():
                     found[key].add(name)
     return found
 
 
-def _key(call: ast.Call, pages: dict[str, str]) -> Key | None:
+def _keys(call: ast.Call, pages: dict[str, str]) -> list[Key]:
     """What a call takes."""
     match call:
         case ast.Call(
             func=ast.Name("texts"), args=[ast.Constant(str(path)), ast.Constant(str(section)), ast.Constant(str(kind))]
         ):
-            return path, section, kind
-        case ast.Call(func=ast.Name("script" | "blocks" as reader), args=[text], keywords=[]):
+            return [(path, section, kind)]
+        case ast.Call(func=ast.Name("script" | "blocks" as reader), args=[text, *chosen], keywords=[]):
             path = pages.get(text.id, "") if isinstance(text, ast.Name) else _read(text)
-            return (path, "", "bash" if reader == "script" else "") if path else None
-    return None
+            kind = "bash" if reader == "script" else ""
+            return [(path, section, kind) for section in _sections(chosen)] if path else []
+    return []
+
+
+def _sections(chosen: list[ast.expr]) -> list[str]:
+    """The sections that `script` is asked for, as far as they are literals; "" where it is not asked for any."""
+    match chosen:
+        case []:
+            return [""]
+        case [ast.Tuple(names)]:
+            return [name.value for name in names if isinstance(name, ast.Constant) and isinstance(name.value, str)]
+    return []
 
 
 def _pages(module: ast.Module) -> Iterator[tuple[str, str]]:
