@@ -63,14 +63,11 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 def _serve_words(line: Line) -> tuple[str, ...]:
     """The command line again, without the command's own flags and without secrets."""
-    flags = {flag: kind for row in ROWS for flag, kind in row.flags().items()}
     secret = {flag for row in ROWS if row.setting.secret for flag in row.flags()}
     words = ["serve", *line.arguments.values()]
     for flag, texts in line.flags.items():
-        if flag in secret:
-            continue
-        is_bare = flag in flags and not flags[flag].metavar
-        words += [flag] if is_bare else [f"{flag}={text}" for text in texts]
+        if flag not in secret:
+            words += [f"{flag}={text}" for text in texts]
     return tuple(words)
 
 

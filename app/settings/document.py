@@ -24,6 +24,9 @@ Where a setting has several variables, the first that is set wins. In the file, 
 section; secrets are not read from it. `push`, `inspect` and `verify` read the same variables and the same file,
 and take the flags of `storage` and `observability`.
 
+A flag that accepts true or false stands alone for true, and with `--no-` before its name for false: `--enable-prefix-caching`,
+`--no-enable-prefix-caching`, `--enable-prefix-caching false` and `--enable-prefix-caching=false` are all accepted.
+
 `--model-loader-extra-config JSON` takes vLLM's keys `concurrency`, `memory_limit` and `distributed`.
 """
 _HEADER = "| key | flag | variables | accepts | default | meaning |\n|---|---|---|---|---|---|"

@@ -23,7 +23,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     `accepts` completes "expected ..."; `read` raises `ValueError`. A file's value must be one of
     `native_types` (a list of them too where there may be `many`); vLLM writes a `json_list` in one text. What is not `quotable` may hold a
-    secret and is not repeated in an error.
+    secret and is not repeated in an error. `alone` is what a flag without a value says; where it is "", a value is needed.
     """
 
     accepts: str
@@ -33,6 +33,15 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     many: bool = False
     json_list: bool = False
     quotable: bool = True
+    alone: str = ""
+
+    def reads(self, text: str) -> bool:
+        """Whether `text` is of this kind."""
+        try:
+            self.read(text)
+        except ValueError:
+            return False
+        return True
 
 
 def bounded(read: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
@@ -116,16 +125,11 @@ def choice(*names: str) -> Kind:
 
 
 def switch(when_true: Any, when_false: Any) -> Kind:
-    """A boolean that chooses between two values."""
+    """A boolean that chooses between two values; a flag alone is true."""
     values = {name: when_true if value else when_false for name, value in _BOOLEANS.items()}
     return msgspec.structs.replace(
-        mapped(values, native_types=(bool,)), accepts="true or false (1, 0, yes, no)", metavar="BOOL"
+        mapped(values, native_types=(bool,)), accepts="true or false (1, 0, yes, no)", metavar="[BOOL]", alone="true"
     )
-
-
-def bare(*, value: Any) -> Kind:
-    """A flag that stands alone and means `value`; as a variable it takes a boolean."""
-    return msgspec.structs.replace(switch(value, not value), metavar="")
 
 
 def _device(text: str) -> str:
@@ -155,6 +159,7 @@ def _without_secrets(text: str) -> str:
 
 
 BOOL = switch(when_true=True, when_false=False)
+NOT = msgspec.structs.replace(switch(when_true=False, when_false=True), accepts=f"the opposite: {BOOL.accepts}")
 DEVICE = Kind(accepts="auto, cpu, cuda or cuda:N", metavar="DEVICE", read=_device)
 TEXT = Kind(accepts="a text that is not empty", metavar="TEXT", read=_not_empty)
 TEXTS = Kind(accepts="one name or several", metavar="NAME", read=_not_empty, many=True)

@@ -5,7 +5,7 @@ Knows no source of bytes and no engine.
 
 from typing import Annotated
 
-from app.settings.kinds import BOOL, TEXT, TEXTS, URI, bare, choice, count, integer, mapped, number, switch
+from app.settings.kinds import BOOL, NOT, TEXT, TEXTS, URI, choice, count, integer, mapped, number, switch
 from app.settings.table import Section, Setting
 from streaming.options import DIRECT_GPU, HOST_STAGING
 
@@ -73,7 +73,7 @@ class ModelSettings(Section, frozen=True, kw_only=True):
         Setting(
             BOOL,
             "Land the weights through host memory where the GPU's cannot be shared or pinned, instead of failing.",
-            flags=("--pinned-host-fallback", ("--no-host-fallback", bare(value=False))),
+            flags=("--pinned-host-fallback", ("--no-host-fallback", NOT)),
             variables=("USE_PINNED_HOST_FALLBACK",),
         ),
     ] = True

@@ -6,7 +6,7 @@ Takes words, gives the texts of arguments and flags. Knows no value: all stay te
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ import msgspec
 
 from app.errors import UsageError
 from app.settings import bench, preflight, push, verify
+from app.settings.kinds import Kind
 from app.settings.sources import CONFIG_FLAG, CONFIG_VARIABLE, LOADER_FLAG, names_of, unknown
 from app.settings.table import Row
 from app.settings.tree import ROWS, SECTIONS
@@ -79,18 +80,40 @@ def split(name: str, words: Sequence[str]) -> Line:
     """
     form = FORMS[name]
     parser = _command_parser(name, form)
-    known, extra = parser.parse_known_args(words)
+    switches = _switches(form)
+    known, extra = parser.parse_known_args(_with_values(words, switches))
     if stray := next((word for word in extra if word.startswith("-")), None):
         # A value, or a key that begins with a dash, is not repeated: it may be a secret.
         flag = stray.partition("=")[0] if stray.startswith("--") else stray[:2]
         flags = names_of(Row.flags, _rows(form.sections))
         raise unknown("flag", flag, [CONFIG_FLAG, *flags, *form.options], f"see {parser.prog} --help")
     if extra:  # not repeated: a stray word may be half of a secret
-        parser.error(f"too many arguments: expected {' '.join(form.arguments)}")
+        near = (f"; {flag} takes {switches[flag].accepts}" for flag in words if flag in switches)
+        parser.error(f"too many arguments: expected {' '.join(form.arguments)}{next(near, '')}")
     flags_given: dict[str, Any] = vars(known)
     arguments = {key: flags_given.pop(key) for key in form.arguments}
     options = {flag: _value(flag, option, flags_given.pop(flag, None)) for flag, option in form.options.items()}
     return Line({key: word for key, word in arguments.items() if word is not None}, flags_given, options)
+
+
+def _switches(form: Form) -> dict[str, Kind]:
+    """The flags that may stand alone."""
+    flags = {flag: kind for row in _rows(form.sections) for flag, kind in row.flags().items()}
+    flags |= {flag: option.kind for flag, option in form.options.items()}
+    return {flag: kind for flag, kind in flags.items() if kind.alone}
+
+
+def _with_values(words: Sequence[str], switches: Mapping[str, Kind]) -> list[str]:
+    """The words, each flag that may stand alone with its value, which is the next word only where that is one."""
+    said: list[str] = []
+    rest = list(words)
+    while rest and rest[0] != "--":
+        word = rest.pop(0)
+        if word in switches:
+            kind = switches[word]
+            word += f"={rest.pop(0) if rest and kind.reads(rest[0]) else kind.alone}"
+        said.append(word)
+    return said + rest
 
 
 def _value(flag: str, option: bench.Option, texts: list[str] | None) -> Any:
@@ -158,9 +181,6 @@ def _command_parser(name: str, form: Form) -> _Parser:
 
 
 def _add(group: argparse._ActionsContainer, flag: str, metavar: str, text: str, *, many: bool = False) -> None:
-    if not metavar:
-        group.add_argument(flag, dest=flag, help=text, action="append_const", const="true", default=argparse.SUPPRESS)
-        return
     group.add_argument(
         flag,
         dest=flag,

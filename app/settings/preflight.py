@@ -4,10 +4,10 @@ Knows no other source: these are no settings of a server.
 """
 
 from app.settings.bench import Option
-from app.settings.kinds import bare, number
+from app.settings.kinds import BOOL, number
 
 OPTIONS = {
-    "--json": Option(bare(value=True), False, "Print one JSON object instead of the table."),
+    "--json": Option(BOOL, False, "Print one JSON object instead of the table."),
     "--timeout": Option(number(1, 600), 25.0, "Seconds after which whatever has not answered has failed."),
 }
 HELP = "\n".join(

@@ -15,7 +15,6 @@ from app.settings.kinds import (
     TEXT,
     URI,
     WORDS,
-    bare,
     choice,
     count,
     integer,
@@ -48,7 +47,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
         Setting(
             BOOL,
             "Compute an equal beginning of several prompts once, as long as its blocks are in the KV cache.",
-            flags=("--enable-prefix-caching", ("--no-enable-prefix-caching", bare(value=False))),
+            flags=("--enable-prefix-caching",),
         ),
     ] = _ENGINE.prefix_caching
     kv_cache_bytes: Annotated[
@@ -148,11 +147,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     allowed_headers: Annotated[tuple[str, ...], Setting(WORDS, "Request headers that these pages may send.")] = ("*",)
     allow_credentials: Annotated[
         bool,
-        Setting(
-            BOOL,
-            "Whether these pages may send cookies and the like.",
-            flags=(("--allow-credentials", bare(value=True)),),
-        ),
+        Setting(BOOL, "Whether these pages may send cookies and the like."),
     ] = False
     max_body_bytes: Annotated[
         int, Setting(size(1), "Largest request body; a larger one is answered 413.", unit="bytes")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from app.settings.kinds import Kind
+from app.settings.kinds import BOOL, NOT, Kind
 
 ACTIVE = "active"
 # A name of a setting, with the kind of value under that name where it is not the setting's own.
@@ -23,7 +23,8 @@ class Setting(msgspec.Struct, frozen=True):
     Args:
         kind: What it accepts.
         help: One line.
-        flags: The flags; None is one made of the field's name without its `_s`. Each has a variable `COLDSTREAM_...`.
+        flags: The flags; None is one made of the field's name without its `_s`. Each has a variable `COLDSTREAM_...`, and a
+            boolean one its opposite `--no-...`.
         variables: Variables that users know from elsewhere, in order of precedence after our own.
         keys: Further keys of the YAML section.
         loader_key: Its key in vLLM's --model-loader-extra-config.
@@ -60,8 +61,9 @@ class Row(msgspec.Struct, frozen=True):
 
     def flags(self) -> dict[str, Kind]:
         """Flags and what each accepts."""
-        flags = self.setting.flags
-        return self._kinds((f"--{self.name.removesuffix('_s').replace('_', '-')}",) if flags is None else flags)
+        names = self.setting.flags
+        flags = self._kinds((f"--{self.name.removesuffix('_s').replace('_', '-')}",) if names is None else names)
+        return flags | {f"--no-{flag.removeprefix('--')}": NOT for flag, kind in flags.items() if kind is BOOL}
 
     def variables(self) -> dict[str, Kind]:
         """Variables and what each accepts, first in precedence first."""

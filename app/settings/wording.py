@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from app.settings.kinds import Kind, shown_bytes
+from app.settings.kinds import NOT, Kind, shown_bytes
 from app.settings.table import ACTIVE, Row
 
 
 def flag_help(row: Row, kind: Kind) -> str:
     """What --help says beside a flag."""
+    if kind is NOT:
+        return f"Not {next(iter(row.flags()))}. Expects {kind.accepts}."
     return f"{meaning(row)} Expects {kind.accepts}; default: {default_text(row)}. [{', '.join(row.variables())}]"
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.coldstream import ROOT, wait_for
+from tests.documents.pages import texts
+from tests.documents.stand_ins import calls_of
 from tools.child import running
 from tools.ports import free_port
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
-
-def test_the_make_targets_exist():
+def test_the_make_targets_exist(tmp_path):
     """Every `make` command of the README is a target."""
-    commands = re.findall(r"^make .*?(?=\s*#|$)", BLOCKS[0], re.MULTILINE)
-    assert commands == ["make demo CHECK=1", "make test"]
-    for command in commands:
-        subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+    (block,) = texts("README.md", "Coldstream", "bash")
+    calls = calls_of(block, ("make",), tmp_path)
+    assert calls == [["make", "demo", "CHECK=1"], ["make", "test"]]
+    for call in calls:
+        subprocess.run([*call, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
 def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path):
@@ -29,7 +28,8 @@ def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path
     (tmp_path / "my-model").symlink_to(demo_model_dir)
     port = str(free_port())
     environ = {**os.environ, **azure_environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    *preparation, serve = [line for line in BLOCKS[1].splitlines() if line.startswith("coldstream")]
+    commands, curl = texts("README.md", "Serve a model", "bash")
+    *preparation, serve = [line for line in commands.splitlines() if line.startswith("coldstream")]
     assert len(preparation) == 4
     said = ""
     for command in preparation:
@@ -39,17 +39,10 @@ def test_push_inspect_serve_and_curl(demo_model_dir, azure_environment, tmp_path
     assert " files, 0 differ" in said
     assert "served        yes" in said
     assert "az://models/my-model would be served here" in said
-    serve, curl = serve.replace("8000", port), BLOCKS[2].replace("8000", port)
+    serve, curl = serve.replace("8000", port), curl.replace("8000", port)
     with running(["bash", "-c", f"exec {serve}"], log_path=tmp_path / "log", env=environ, grace_s=10):
         ready = ["curl", "--silent", "--fail", f"http://127.0.0.1:{port}/health"]
         wait_for(lambda: subprocess.run(ready, capture_output=True).returncode == 0, 90)
         answer = subprocess.run(["bash", "-c", curl], capture_output=True, text=True)
     assert "Paris" in answer.stdout
     assert answer.stdout.endswith("data: [DONE]\n\n")
-
-
-def test_links_lead_somewhere():
-    """Every relative link of README and docs points to a file."""
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"

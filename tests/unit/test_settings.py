@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from app.messages import EngineOptions
 from app.settings import Settings, load
-from app.settings.kinds import MIB
+from app.settings.kinds import BOOL, MIB
+from app.settings.tree import ROWS
 from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
 from tests.unit.configurations import CASE_STUDY, URI, config_file, value_at
 
@@ -211,6 +212,32 @@ def test_defaults_are_those_of_the_processes():
 def test_served_name_is_the_last_path_component(uri, name):
     """Without a name, clients call the model by the last component of its URI."""
     assert load([uri], {}).model.served_model_names == (name,)
+
+
+SWITCHES = [(flag, row) for row in ROWS for flag, kind in row.flags().items() if kind is BOOL]
+
+
+@pytest.mark.parametrize(("flag", "row"), SWITCHES, ids=[flag for flag, _ in SWITCHES])
+@pytest.mark.parametrize("after", [[], ["--port", "1"], [URI]], ids=["last", "before a flag", "before the model"])
+def test_a_boolean_flag_is_said_in_every_way(flag, row, after):
+    """Alone, as --no-..., or with a value of its own, whatever stands behind it; the model is never its value."""
+    opposite = f"--no-{flag.removeprefix('--')}"
+    ways = {
+        True: [[flag], [flag, "true"], [flag, "YES"], [f"{flag}=1"], [opposite, "false"]],
+        False: [[opposite], [flag, "false"], [flag, "0"], [f"{flag}=no"], [f"{opposite}=true"]],
+    }
+    before = [] if URI in after else [URI]
+    for expected, forms in ways.items():
+        for words in forms:
+            settings = load([*before, *words, *after], {})
+            assert (value_at(settings, row.path), settings.model.uri) == (expected, URI), words
+
+
+def test_every_boolean_that_has_a_flag_is_such_a_flag():
+    """And no other word of a command line is taken for one: behind two dashes there are only arguments."""
+    assert {row.path for _, row in SWITCHES} == {row.path for row in ROWS if row.flags() and row.setting.kind is BOOL}
+    assert len(SWITCHES) == 6
+    assert load(["--", "--enable-prefix-caching"], {}).model.uri == "--enable-prefix-caching"
 
 
 CASES = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents.pages import texts
 from tests.manifests import K8S, PLACEHOLDER, named
 from tests.walkthrough.azure import SUBSCRIPTION
-from tests.walkthrough.blocks import blocks
 from tests.walkthrough.client import COMMIT
 from tests.walkthrough.guide import GUIDE, TOKEN, UP, replaced
 
@@ -216,11 +216,11 @@ def test_the_allowlist_is_that_of_k8s():
 
 def test_the_overlay_of_ones_own_is_one(tmp_path):
     """Kustomize builds it, and the server gets the collector's address."""
-    (block,) = [block for block in blocks(GUIDE) if block.language == "yaml"]
+    (text,) = texts("docs/aks.md", "What the start was", "yaml")
     shutil.copytree(K8S, tmp_path / "k8s")
-    mine = tmp_path / re.search(r"^# (\S+/)kustomization.yaml", block.text)[1]
+    mine = tmp_path / re.search(r"^# (\S+/)kustomization.yaml", text)[1]
     mine.mkdir()
-    (mine / "kustomization.yaml").write_text(block.text)
+    (mine / "kustomization.yaml").write_text(text)
     kubectl = Path(sys.executable).with_name("kubectl")
     built = subprocess.run([kubectl, "kustomize", mine], capture_output=True, text=True, check=True).stdout
     assert built.count("  OTEL_EXPORTER_OTLP_ENDPOINT: http://collector.observability:4317\n") == 1
