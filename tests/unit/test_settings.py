@@ -172,6 +172,14 @@ def test_timeouts_reach_the_source():
     assert (options.max_retries, options.retry_timeout_s) == (3, 4.5)
 
 
+def test_a_source_that_does_nothing_meets_the_limit_of_stalls_first():
+    """No read is given up for good before it by default; a dead connection is, so that another one is tried."""
+    settings = load([URI], {})
+    options, stall_s = settings.storage.source_options(), settings.startup.stall_timeout_s
+    assert options.read_timeout_s * 3 < stall_s <= options.request_timeout_s < options.retry_timeout_s
+    assert options.read_timeout_s * (1 + options.max_retries) > stall_s
+
+
 def test_the_pace_of_a_load_reaches_the_pipeline():
     """What may be read twice, at once, per second and how late, beside lanes and chunks."""
     argv = "--hedge-budget-ratio 0 --min-concurrency 2 --max-bandwidth 500m --start-jitter 1.5 --concurrency 4"
