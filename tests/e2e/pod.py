@@ -22,12 +22,13 @@ import httpx
 from msgspec import structs
 
 from app.settings import Settings, commands
-from tests.containers import container
 from tests.coldstream import Server
+from tests.containers import container
 from tests.kubelet import Failure, Kubelet
 from tests.manifests import environment, named, rendered
 from tests.pod_spec import Hook, Lifecycle, PodSpec, Probe, Sleep, read_pod_spec
-from tools.blob_server import BlobServer, Hook as SourceHook
+from tools.blob_server import BlobServer
+from tools.blob_server import Hook as SourceHook
 from tools.child import running
 from tools.ports import free_port
 
