@@ -118,11 +118,13 @@ def test_probes_ask_what_the_server_answers(variant):
         assert (endpoint["port"], endpoint["path"]) == (port["name"], METRICS)
 
 
-@pytest.mark.parametrize("variant", SERVED)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_grace_is_longer_than_the_hook_and_the_drain(variant):
     """With 5 s and more for the end itself; and a spot node's notice is enough for all of it."""
     spec, container = server(variant)
-    drain_s = command(variant, {"spec": spec}).settings.server.drain_timeout_s
+    # A base or a component by itself names no model.
+    variables = {"COLDSTREAM_MODEL": "az://container/model", **environment(variant, {"spec": spec})}
+    drain_s = commands.parse(container["args"], variables).settings.server.drain_timeout_s
     hook_s = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert hook_s >= 5
     assert spec["terminationGracePeriodSeconds"] >= hook_s + drain_s + 5
