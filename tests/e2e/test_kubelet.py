@@ -98,7 +98,7 @@ def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
     """The hook, then unready at once, the stream to its end, and no kill."""
     with pod_of(tiny_model.folder, tmp_path) as pod, ThreadPool(1) as pool:
         wait_for(lambda: pod.kubelet.ready)
-        body = {"model": "model", "prompt": [300], "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        body = {"model": "model", "prompt": [300], "max_tokens": 500, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{pod.url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             next(lines)
@@ -106,9 +106,12 @@ def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
             wait_for(lambda: "PreStop" in pod.kubelet.reasons())
             assert pod.complete() == 200  # a service may send some until it has heard
             assert not pod.kubelet.ready
+            engine = pod.server().child("app.engine")
+            engine.suspend()  # the stream lasts, however fast the machine is
             wait_for(lambda: "Killing" in pod.kubelet.reasons())
             wait_for(lambda: pod.health() == 503)
             refused = pod.complete()
+            engine.resume()
             rest = [line for line in lines if line]
         assert deletion.result() == 0
     assert refused == 503

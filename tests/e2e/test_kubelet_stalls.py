@@ -11,7 +11,6 @@ from tests.coldstream import wait_for
 from tests.e2e.pod import SOURCE, limit_s, pod_of
 from tests.e2e.valve import Valve
 
-STALL_S = limit_s("COLDSTREAM_STALL_TIMEOUT")
 # A stall lives so much faster: its limit is 6 s, and three failed liveness probes would take 1.5 s.
 FASTER = 0.05
 
@@ -22,6 +21,12 @@ def valve():
     valve = Valve(passes=4)
     yield valve
     valve.opened.set()
+
+
+@pytest.fixture
+def limit_of_stalls_s():
+    """The manifest's, as the pod lives it."""
+    return limit_s("COLDSTREAM_STALL_TIMEOUT") * FASTER
 
 
 @pytest.fixture
@@ -37,10 +42,10 @@ def deaths(kubelet):
     return [event.message for event in kubelet.events if event.reason == "Died"]
 
 
-def test_a_stall_within_its_limit_restarts_nobody(stalled, valve):
+def test_a_stall_within_its_limit_restarts_nobody(stalled, valve, limit_of_stalls_s):
     """Longer than failed liveness probes and dead connections take: the same process goes on and becomes ready."""
     kubelet, process = stalled.kubelet, stalled.kubelet.process
-    time.sleep(2 / 3 * STALL_S * FASTER)
+    time.sleep(2 / 3 * limit_of_stalls_s)
     health = httpx.get(f"{stalled.url}/health").json()
     assert health["state"] == "loading"
     assert 0 < health["bytes_landed"] < health["bytes_total"]
@@ -52,7 +57,7 @@ def test_a_stall_within_its_limit_restarts_nobody(stalled, valve):
     assert stalled.failures_of_liveness() == []
 
 
-def test_a_stall_beyond_its_limit_restarts_the_container(stalled, valve):
+def test_a_stall_beyond_its_limit_restarts_the_container(stalled, valve, limit_of_stalls_s):
     """The server ends by itself with exit code 3 and says why; once the source has healed the next run serves."""
     kubelet = stalled.kubelet
     wait_for(lambda: deaths(kubelet), 60)
@@ -60,7 +65,7 @@ def test_a_stall_beyond_its_limit_restarts_the_container(stalled, valve):
     wait_for(lambda: kubelet.ready, 60)
     assert stalled.complete() == 200
     (death,) = deaths(kubelet)
-    assert f"{stalled.source.url}/model: nothing landed for {STALL_S * FASTER:g} s, also over new connections" in death
+    assert f"/model: nothing landed for {limit_of_stalls_s:g} s, also over new connections" in death
     assert death.startswith("exit 3: ")
     assert kubelet.reasons() == ["Started", "Died", "Started", "Ready"]
     assert stalled.failures_of_liveness() == []
