@@ -36,18 +36,13 @@ BASE = "base"
 # How much faster a pod lives, where nobody says otherwise.
 FASTER = 0.1
 DRAIN = ("COLDSTREAM_DRAIN_TIMEOUT",)
-SOURCE = (
-    "COLDSTREAM_STALL_TIMEOUT",
-    "COLDSTREAM_READ_TIMEOUT",
-    "COLDSTREAM_REQUEST_TIMEOUT",
-    "COLDSTREAM_RETRY_TIMEOUT",
-)
+# Waits between retries are not scaled, so neither is --retry-timeout, of which they are a part.
+SOURCE = ("COLDSTREAM_STALL_TIMEOUT", "COLDSTREAM_READ_TIMEOUT", "COLDSTREAM_REQUEST_TIMEOUT")
 _LIMITS: dict[str, Callable[[Settings], float]] = {
     "COLDSTREAM_DRAIN_TIMEOUT": lambda settings: settings.server.drain_timeout_s,
     "COLDSTREAM_STALL_TIMEOUT": lambda settings: settings.startup.stall_timeout_s,
     "COLDSTREAM_READ_TIMEOUT": lambda settings: settings.storage.read_timeout_s,
     "COLDSTREAM_REQUEST_TIMEOUT": lambda settings: settings.storage.request_timeout_s,
-    "COLDSTREAM_RETRY_TIMEOUT": lambda settings: settings.storage.retry_timeout_s,
 }
 
 

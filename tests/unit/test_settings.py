@@ -12,6 +12,7 @@ from app.messages import EngineOptions
 from app.settings import Settings, load
 from app.settings.kinds import MIB
 from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
+from streaming.retry_policy import LONGEST_WAIT_S
 from tests.unit.configurations import CASE_STUDY, URI, config_file, value_at
 
 
@@ -176,7 +177,9 @@ def test_a_source_that_does_nothing_meets_the_limit_of_stalls_first():
     """No read is given up for good before it by default; a dead connection is, so that another one is tried."""
     settings = load([URI], {})
     options, stall_s = settings.storage.source_options(), settings.startup.stall_timeout_s
-    assert options.read_timeout_s * 3 < stall_s <= options.request_timeout_s < options.retry_timeout_s
+    assert options.read_timeout_s * 3 < stall_s <= options.request_timeout_s
+    # The wait that would exceed it is not begun.
+    assert stall_s < options.retry_timeout_s - LONGEST_WAIT_S
     assert options.read_timeout_s * (1 + options.max_retries) > stall_s
 
 
