@@ -140,11 +140,11 @@ class Kubelet:
     def _say(self, reason: str, message: str = "") -> None:
         self.events.append(Event((time.monotonic() - self._began_s) / self._scale, reason, message))
 
-    def _run_container(self) -> _Instance:
+    def _run_container(self, run: int) -> _Instance:
         container = self._pod.container
         if self._termination_log is not None:
             self._termination_log.write_bytes(b"")
-        instance = _Instance(self._start(), self.restarts, time.monotonic())
+        instance = _Instance(self._start(), run, time.monotonic())
         instance.started = container.startup_probe is None
         instance.ready = instance.started and container.readiness_probe is None
         self._say("Started")
@@ -165,7 +165,7 @@ class Kubelet:
 
         One thread starts and ends every process: who asked the kernel to die with its parent dies with this thread.
         """
-        self._instance = self._run_container()
+        self._instance = self._run_container(0)
         self._running.set()
         while not self._deleting.wait(_TICK_S):
             instance = self._current
@@ -193,8 +193,8 @@ class Kubelet:
         if self._deleting.wait(self._backoff_s * self._scale):
             return
         self._backoff_s = min(_LONGEST_BACKOFF_S, self._backoff_s * 2 or _FIRST_BACKOFF_S)
-        self.restarts += 1
-        self._instance = self._run_container()
+        self._instance = self._run_container(self.restarts + 1)
+        self.restarts += 1  # once it runs
 
     def _kill(self, instance: _Instance, grace_s: float) -> None:
         """preStop, SIGTERM, SIGKILL at the grace's end; the hook's time is the grace's, too."""
