@@ -58,9 +58,9 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
     azure: AzureOptions = AzureOptions()
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 20.0
-    request_timeout_s: float = 60.0
+    request_timeout_s: float = 120.0
     max_retries: int = 8
-    retry_timeout_s: float = 60.0
+    retry_timeout_s: float = 180.0
 
 
 class HedgingOptions(msgspec.Struct, frozen=True, kw_only=True):

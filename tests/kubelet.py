@@ -8,22 +8,25 @@ kubelet begins to probe, and redirects. Knows nothing of the program it runs.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.pod_spec import PodSpec, Probe
+from tests.probing import Tally, is_success
 
 _TICK_S = 0.005
 # A killed container gets at least so long after SIGTERM, whatever a hook took of the grace.
 _LEAST_GRACE_S = 2.0
 _FIRST_BACKOFF_S = 10.0
 _LONGEST_BACKOFF_S = 300.0
+# Of a termination message no more is kept.
+_MESSAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,13 @@ class Event:
     message: str = ""
 
 
-class Tally:
-    """Answers of one probe, until as many in a row agree as its threshold asks for."""
+@dataclass(frozen=True)
+class Failure:
+    """One probe that a running container did not answer as it should: which run of it, and when by the clock on the wall."""
 
-    def __init__(self, probe: Probe):
-        self._thresholds = {True: probe.success_threshold, False: probe.failure_threshold}
-        self._last: bool | None = None
-        self._run = 0
-
-    def add(self, success: bool) -> bool | None:
-        """The verdict after one more answer; None where it stays as it was."""
-        self._run = self._run + 1 if success is self._last else 1
-        self._last = success
-        return success if self._run >= self._thresholds[success] else None
+    kind: str
+    run: int
+    unix_s: float
 
 
 @dataclass(eq=False)
@@ -55,6 +52,7 @@ class _Instance:
     """One run of the container."""
 
     process: subprocess.Popen[bytes]
+    run: int
     began_s: float
     over: threading.Event = field(default_factory=threading.Event)
     started: bool = False
@@ -70,14 +68,24 @@ class Kubelet:
         pod: What to do with it.
         start: Starts the container's process; called anew for every restart.
         scale: What every duration of the spec is multiplied by: 0.1 lives ten times faster.
+        termination_log: The file in the place of the container's terminationMessagePath; every run has an empty one.
     """
 
-    def __init__(self, pod: PodSpec, start: Callable[[], subprocess.Popen[bytes]], *, scale: float = 1.0):
+    def __init__(
+        self,
+        pod: PodSpec,
+        start: Callable[[], subprocess.Popen[bytes]],
+        *,
+        scale: float = 1.0,
+        termination_log: Path | None = None,
+    ):
         self.restarts = 0
         self.events: list[Event] = []
+        self.failures: list[Failure] = []
         self._pod = pod
         self._start = start
         self._scale = scale
+        self._termination_log = termination_log
         self._began_s = time.monotonic()
         self._backoff_s = 0.0
         self._deleting = threading.Event()
@@ -132,20 +140,22 @@ class Kubelet:
     def _say(self, reason: str, message: str = "") -> None:
         self.events.append(Event((time.monotonic() - self._began_s) / self._scale, reason, message))
 
-    def _run_container(self) -> _Instance:
+    def _run_container(self, run: int) -> _Instance:
         container = self._pod.container
-        instance = _Instance(self._start(), time.monotonic())
+        if self._termination_log is not None:
+            self._termination_log.write_bytes(b"")
+        instance = _Instance(self._start(), run, time.monotonic())
         instance.started = container.startup_probe is None
         instance.ready = instance.started and container.readiness_probe is None
         self._say("Started")
         probes = (
-            (container.startup_probe, self._probe_startup),
-            (container.liveness_probe, self._probe_liveness),
-            (container.readiness_probe, self._probe_readiness),
+            ("startup", container.startup_probe, self._probe_startup),
+            ("liveness", container.liveness_probe, self._probe_liveness),
+            ("readiness", container.readiness_probe, self._probe_readiness),
         )
-        for probe, judge in probes:
+        for kind, probe, judge in probes:
             if probe is not None:
-                thread = threading.Thread(target=self._probe, args=(instance, probe, judge), daemon=True)
+                thread = threading.Thread(target=self._probe, args=(instance, kind, probe, judge), daemon=True)
                 instance.threads.append(thread)
                 thread.start()
         return instance
@@ -155,7 +165,7 @@ class Kubelet:
 
         One thread starts and ends every process: who asked the kernel to die with its parent dies with this thread.
         """
-        self._instance = self._run_container()
+        self._instance = self._run_container(0)
         self._running.set()
         while not self._deleting.wait(_TICK_S):
             instance = self._current
@@ -165,11 +175,16 @@ class Kubelet:
                 self._kill(instance, grace_s)
             if instance.process.poll() is not None:
                 self._end(instance)
-                self._say("Died", f"exit {instance.process.returncode}")
+                self._say("Died", f"exit {instance.process.returncode}{self._last_words()}")
                 self._restart()
         if not self._is_leaving:
             self._kill(self._current, self._pod.termination_grace_period_seconds)
         self._end(self._current)
+
+    def _last_words(self) -> str:
+        """The container's termination message."""
+        words = self._termination_log.read_bytes()[:_MESSAGE_BYTES] if self._termination_log else b""
+        return f": {words.decode()}" if words else ""
 
     def _restart(self) -> None:
         """The first at once, the next after 10 s, 20 s and so on."""
@@ -178,8 +193,8 @@ class Kubelet:
         if self._deleting.wait(self._backoff_s * self._scale):
             return
         self._backoff_s = min(_LONGEST_BACKOFF_S, self._backoff_s * 2 or _FIRST_BACKOFF_S)
-        self.restarts += 1
-        self._instance = self._run_container()
+        self._instance = self._run_container(self.restarts + 1)
+        self.restarts += 1  # once it runs
 
     def _kill(self, instance: _Instance, grace_s: float) -> None:
         """preStop, SIGTERM, SIGKILL at the grace's end; the hook's time is the grace's, too."""
@@ -210,7 +225,9 @@ class Kubelet:
             instance.process.kill()
             instance.process.wait()
 
-    def _probe(self, instance: _Instance, probe: Probe, judge: Callable[[_Instance, Probe, bool], bool]) -> None:
+    def _probe(
+        self, instance: _Instance, kind: str, probe: Probe, judge: Callable[[_Instance, Probe, bool], bool]
+    ) -> None:
         """Ask once a period until the instance ends or `judge` has seen enough."""
         tally = Tally(probe)
         port = self._pod.container.port(probe)
@@ -223,6 +240,8 @@ class Kubelet:
                 due_s = min(due_s, time.monotonic() + _TICK_S)
                 continue
             answered = is_success(port, probe.http_get.path, probe.timeout_seconds * self._scale)
+            if not answered and instance.process.poll() is None:
+                self.failures.append(Failure(kind, instance.run, time.time()))
             verdict = tally.add(answered)
             if verdict is not None and not instance.over.is_set() and not judge(instance, probe, verdict):
                 return
@@ -255,17 +274,3 @@ class Kubelet:
             grace_s = self._pod.termination_grace_period_seconds
         if not self._deleting.is_set():
             instance.condemned = f"{kind} probe failed {probe.failure_threshold} times", grace_s
-
-
-def is_success(port: int, path: str, timeout_s: float) -> bool:
-    """Whether one probe succeeds: an answer in time, with a status of 200 to 399, over a connection of its own."""
-    deadline_s = time.monotonic() + timeout_s
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
-    try:
-        connection.request("GET", path, headers={"user-agent": "kube-probe/1.30", "connection": "close"})
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-    return 200 <= status < 400 and time.monotonic() <= deadline_s

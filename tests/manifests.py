@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import yaml
 from tests.coldstream import ROOT
 
 Json = dict[str, Any]
+# Values by Secret and key, as their readers get them.
+Secrets = Mapping[str, Mapping[str, str]]
 K8S = ROOT / "k8s"
 OVERLAYS = tuple(sorted(path.name for path in (K8S / "overlays").iterdir()))
 COMPONENTS = tuple(sorted(path.name for path in (K8S / "components").iterdir()))
@@ -81,8 +83,14 @@ def pods(variant: str) -> Iterator[tuple[str, Json]]:
             yield f"{each['kind']}/{each['metadata']['name']}", template
 
 
-def environment(variant: str, template: Json) -> dict[str, str]:
-    """The variables of a pod's only container, from ConfigMaps, Secrets and itself; a field of the pod is its path."""
+def environment(variant: str, template: Json, secrets: Secrets | None = None) -> dict[str, str]:
+    """The variables of a pod's only container, from ConfigMaps, Secrets and itself; a field of the pod is its path.
+
+    Args:
+        variant: The variant that the pod is of.
+        template: Its template.
+        secrets: Secrets that are not of the variant; a variable of one that is optional and not there is left out.
+    """
     (container,) = template["spec"]["containers"]
     found: dict[str, str] = {}
     for source in container.get("envFrom", []):
@@ -91,14 +99,28 @@ def environment(variant: str, template: Json) -> dict[str, str]:
             is_secret = kind == "secretRef"
             found |= {name: b64decode(text).decode() if is_secret else text for name, text in held["data"].items()}
     for variable in container.get("env", []):
-        value = variable.get("value", variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", ""))
-        found[variable["name"]] = expanded(value, found)
+        value = _value(variable, secrets or {})
+        if value is not None:
+            found[variable["name"]] = expanded(value, found)
     return found
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:
     """Kubernetes' $(NAME) in arguments and values; what is not known stays."""
     return re.sub(r"\$\((\w+)\)", lambda name: variables.get(name[1], name[0]), text)
+
+
+def _value(variable: Json, secrets: Secrets) -> str | None:
+    """Of one of `env`; None where it is from an optional Secret that nobody has made."""
+    if "value" in variable:
+        return str(variable["value"])
+    ((kind, reference),) = variable["valueFrom"].items()
+    if kind == "fieldRef":
+        return str(reference["fieldPath"])
+    assert kind == "secretKeyRef"
+    held = secrets.get(reference["name"], {}).get(reference["key"])
+    assert held is not None or reference["optional"]
+    return held
 
 
 def _built(folder: Path) -> str:

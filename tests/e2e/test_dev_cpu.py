@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import pytest
 
 from tests.coldstream import Server
-from tests.manifests import environment, named
+from tests.containers import container
 from tools.child import running
 from tools.ports import free_port
 
 DEV = "overlays/dev-cpu"
-# What an image has set itself.
-IMAGE = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 @pytest.fixture
 def pod(azurite, pushed_demo, tmp_path):
-    """How a pod of the overlay is run: its command and environment, with Azurite's address and a folder for its volume."""
+    """How a pod of the overlay is run, with Azurite's address of this machine."""
 
-    def of(kind, name):
-        template = named(DEV, kind, name)["spec"]["template"]
-        (container,) = template["spec"]["containers"]
-        variables = environment(DEV, template)
-        assert variables["COLDSTREAM_MODEL"] == pushed_demo
-        placed = {key: text.replace("/tmp", str(tmp_path), 1) for key, text in variables.items() if text[:1] == "/"}
-        own = {"AZURE_STORAGE_CONNECTION_STRING": azurite.connection_string}
-        inherited = {key: os.environ[key] for key in IMAGE if key in os.environ}
-        assert container["command"] == ["coldstream"]
-        return [sys.executable, "-P", "-m", "app", *container["args"]], {**inherited, **variables, **placed, **own}
+    def of(target, **own):
+        connection = {"AZURE_STORAGE_CONNECTION_STRING": azurite.connection_string}
+        found = container(DEV, target, tmp_path, connection | own)
+        assert found.environ["COLDSTREAM_MODEL"] == pushed_demo
+        return found
 
     return of
 
 
 def test_preflight_finds_that_the_server_would_work(pod):
     """Exit code 0, and the verdict for the model that was pushed."""
-    command, environ = pod("Job", "coldstream-preflight")
+    command, environ = pod("Job/coldstream-preflight")
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith("az://models/smollm2-135m-instruct would be served here\n")
@@ -46,9 +37,9 @@ def test_preflight_finds_that_the_server_would_work(pod):
 
 def test_the_server_serves_the_model(pod, tmp_path):
     """Named after its prefix, since nobody said otherwise."""
-    command, environ = pod("Deployment", "coldstream")
     port, log_path = free_port(), tmp_path / "log"
-    with running(command, log_path=log_path, env={**environ, "COLDSTREAM_PORT": str(port)}, grace_s=10) as process:
+    command, environ = pod("Deployment/coldstream", COLDSTREAM_PORT=str(port))
+    with running(command, log_path=log_path, env=environ, grace_s=10) as process:
         server = Server(process.pid, port, log_path)
         with server.client:
             server.wait_ready()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
 import signal
 import threading
@@ -14,108 +12,28 @@ import httpx
 import pytest
 from msgspec import structs
 
-from tests.coldstream import Server, serve_command, wait_for
-from tests.kubelet import Kubelet
-from tests.manifests import named, rendered
-from tests.pod_spec import Hook, Lifecycle, Sleep, read_pod_spec
-from tools.blob_server import BlobServer
-from tools.child import running
-from tools.ports import free_port
+from tests.coldstream import wait_for
+from tests.e2e.pod import DRAIN, pod_of
+from tests.pod_spec import Lifecycle
 
 # 1.3 MB of headers and weights in 6 s: longer than three failed probes.
 SLOW_BYTES_PER_S = 0.2e6
-
-# Periods and the hook are lived ten times faster. What the server takes its own time for is not: an answer, its end.
-FASTER = 0.1
+LIFE = ["Started", "Ready", "Deleting", "PreStop", "Killing"]
 
 
-def faster(probe):
-    """The probe, asked more often."""
-    return structs.replace(probe, period_seconds=probe.period_seconds * FASTER)
-
-
-def base_pod(port):
-    """The pod of k8s/base, on a port of this machine."""
-    pod = read_pod_spec(rendered("base"))
-    container = pod.container
-    hook = Hook(Sleep(container.lifecycle.pre_stop.sleep.seconds * FASTER))
-    changed = structs.replace(
-        container,
-        ports=tuple(structs.replace(declared, container_port=port) for declared in container.ports),
-        startup_probe=faster(container.startup_probe),
-        liveness_probe=faster(container.liveness_probe),
-        readiness_probe=faster(container.readiness_probe),
-        lifecycle=Lifecycle(hook),
-    )
-    return structs.replace(pod, containers=(changed,))
-
-
-def mistaken_pod(port):
-    """The same with liveness on /health, and nothing else that would wait for a start."""
-    pod = base_pod(port)
+def liveness_on_health(pod):
+    """The pod with nothing else that would wait for a start."""
     get = structs.replace(pod.container.liveness_probe.http_get, path="/health")
     liveness = structs.replace(pod.container.liveness_probe, http_get=get)
     changed = structs.replace(pod.container, liveness_probe=liveness, startup_probe=None, lifecycle=Lifecycle())
     return structs.replace(pod, containers=(changed,))
 
 
-LIFE = ["Started", "Ready", "Deleting", "PreStop", "Killing"]
-
-
-class Pod:
-    """A pod, its source, and a client that asks for a token whenever traffic may flow."""
-
-    def __init__(self, kubelet, source, port, log_path):
-        self.kubelet, self.source, self.port, self.log_path = kubelet, source, port, log_path
-        self.url = f"http://127.0.0.1:{port}"
-        self.answers = []  # time and status of every request for text
-
-    def server(self):
-        """The process that runs now."""
-        return Server(self.kubelet.process.pid, self.port, self.log_path)
-
-    def health(self):
-        """Status of /health; None where nobody answers."""
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/health", timeout=10).status_code
-        return None
-
-    def complete(self):
-        """Status of one completion; None where nobody answers."""
-        with contextlib.suppress(httpx.TransportError):
-            body = {"model": "m", "prompt": [300, 301], "max_tokens": 1}
-            return httpx.post(f"{self.url}/v1/completions", json=body, timeout=30).status_code
-        return None
-
-    def send_traffic(self, over):
-        """What a service in front of the pod does."""
-        while not over.wait(0.05):
-            if self.kubelet.ready:
-                self.answers.append((time.monotonic(), self.complete()))
-
-
-@contextlib.contextmanager
-def pod_of(spec_of, model, folder, *, bytes_per_s=None):
-    """A pod that serves `model` through an HTTP source, with the settings of k8s/base."""
-    port, runs = free_port(), itertools.count()
-    environ = {**os.environ, **named("base", "ConfigMap", "coldstream")["data"]}
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(BlobServer(model.folder, bytes_per_s=bytes_per_s))
-
-        def start():
-            # All of the grace but the hook's: a busy machine's tokens take longer than k8s/base allows for.
-            command = serve_command(source.url, "--drain-timeout", "110", port=port)
-            return stack.enter_context(running(command, log_path=folder / f"log-{next(runs)}", env=environ))
-
-        kubelet = stack.enter_context(Kubelet(spec_of(port), start))
-        yield Pod(kubelet, source, port, folder / "log-0")
-
-
 @pytest.fixture(scope="module")
 def pod(tiny_model, tmp_path_factory):
     """One whose load was slow, with traffic all the time; tests may kill what they like in it."""
     over = threading.Event()
-    with pod_of(base_pod, tiny_model, tmp_path_factory.mktemp("pod"), bytes_per_s=SLOW_BYTES_PER_S) as pod:
+    with pod_of(tiny_model.folder, tmp_path_factory.mktemp("pod"), bytes_per_s=SLOW_BYTES_PER_S) as pod:
         traffic = threading.Thread(target=pod.send_traffic, args=(over,))
         traffic.start()
         try:
@@ -134,12 +52,13 @@ def slow_start(pod):
     return events, pod.answers[0][1]
 
 
-def test_a_slow_load_is_no_reason_to_kill(slow_start):
+def test_a_slow_load_is_no_reason_to_kill(slow_start, pod):
     """Three failed probes' time and more goes by, nobody kills it, and the first request it gets is answered."""
     (started, ready), status = slow_start
     assert [started.reason, ready.reason] == ["Started", "Ready"]
     assert ready.at_s - started.at_s > 4
     assert status == 200
+    assert pod.failures_of_liveness() == []
 
 
 def test_a_lost_engine_gates_traffic_and_restarts_no_container(slow_start, pod):
@@ -161,6 +80,7 @@ def test_a_lost_engine_gates_traffic_and_restarts_no_container(slow_start, pod):
     assert pod.answers[-1][1] == 200
     assert [event.reason for event in pod.kubelet.events[seen:]] == ["NotReady", "Ready"]
     assert (pod.kubelet.restarts, pod.kubelet.process) == (restarts, process)
+    assert pod.failures_of_liveness() == []
 
 
 def test_a_killed_server_is_restarted_and_serves_again(slow_start, pod):
@@ -176,9 +96,9 @@ def test_a_killed_server_is_restarted_and_serves_again(slow_start, pod):
 
 def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
     """The hook, then unready at once, the stream to its end, and no kill."""
-    with pod_of(base_pod, tiny_model, tmp_path) as pod, ThreadPool(1) as pool:
+    with pod_of(tiny_model.folder, tmp_path) as pod, ThreadPool(1) as pool:
         wait_for(lambda: pod.kubelet.ready)
-        body = {"model": "m", "prompt": [300], "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        body = {"model": "model", "prompt": [300], "max_tokens": 500, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{pod.url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
             next(lines)
@@ -186,9 +106,12 @@ def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
             wait_for(lambda: "PreStop" in pod.kubelet.reasons())
             assert pod.complete() == 200  # a service may send some until it has heard
             assert not pod.kubelet.ready
+            engine = pod.server().child("app.engine")
+            engine.suspend()  # the stream lasts, however fast the machine is
             wait_for(lambda: "Killing" in pod.kubelet.reasons())
             wait_for(lambda: pod.health() == 503)
             refused = pod.complete()
+            engine.resume()
             rest = [line for line in lines if line]
         assert deletion.result() == 0
     assert refused == 503
@@ -198,9 +121,26 @@ def test_a_deleted_pod_finishes_its_stream_and_exits_0(tiny_model, tmp_path):
     assert [reason for reason in pod.kubelet.reasons() if reason != "NotReady"] == LIFE
 
 
+def test_a_stream_that_outlives_the_drain_is_cut_off_before_the_grace_is_over(tiny_model, tmp_path):
+    """Its client is told, and the server ends by itself: nobody has to kill it."""
+    with pod_of(tiny_model.folder, tmp_path, scale=0.05, limits=DRAIN) as pod, ThreadPool(1) as pool:
+        wait_for(lambda: pod.kubelet.ready)
+        body = {"model": "model", "prompt": [300], "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{pod.url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            pod.server().child("app.engine").suspend()  # it does not end
+            deletion = pool.submit(pod.kubelet.delete)
+            rest = [line for line in lines if line]
+        assert deletion.result() == 0
+    assert "shutting down" in rest[-1]
+    assert "data: [DONE]" not in rest
+    assert [reason for reason in pod.kubelet.reasons() if reason != "NotReady"] == LIFE
+
+
 def test_liveness_on_health_would_kill_a_server_that_loads(tiny_model, tmp_path):
     """The mistake that /livez is there for; and the kubelet of these tests does kill."""
-    with pod_of(mistaken_pod, tiny_model, tmp_path, bytes_per_s=SLOW_BYTES_PER_S) as pod:
+    with pod_of(tiny_model.folder, tmp_path, bytes_per_s=SLOW_BYTES_PER_S, mistaken=liveness_on_health) as pod:
         wait_for(lambda: pod.kubelet.restarts == 1)
         reasons = pod.kubelet.reasons()
         died = next(event for event in pod.kubelet.events if event.reason == "Died")

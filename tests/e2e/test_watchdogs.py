@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 
 import pytest
 
 from tests.coldstream import ROOT, alive, serving, wait_for
+from tests.e2e.valve import Valve
 from tests.unit.test_metrics import samples
 from tools.blob_server import BlobServer
 
 PROMPT = "The capital of France is"
-
-
-class Valve:
-    """A source that stops answering ranged reads of weights while it is shut; `passes` are let through first."""
-
-    def __init__(self, passes: int = 0):
-        self.passes = passes
-        self.opened = threading.Event()
-        self._lock = threading.Lock()
-
-    def __call__(self, request):
-        """Hold the request, as a dead connection would."""
-        if not request.path.endswith(".safetensors") or request.start == 0:
-            return
-        with self._lock:
-            self.passes -= 1
-            waits = self.passes < 0
-        if waits:
-            self.opened.wait(60)
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coldstream import wait_for
-from tests.kubelet import Kubelet, Tally, is_success
+from tests.kubelet import Kubelet
 from tests.pod_spec import HttpGet, Lifecycle, Probe, read_pod_spec
+from tests.probing import Tally, is_success
 
 SCALE = 0.05
 
@@ -95,7 +96,7 @@ STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
 
 
 @contextlib.contextmanager
-def kubelet_of(pod, code=GENTLE):
+def kubelet_of(pod, code=GENTLE, **arguments):
     """The pod with a process that does what `code` says; it has begun once this is entered."""
 
     def start():
@@ -105,7 +106,7 @@ def kubelet_of(pod, code=GENTLE):
         process.stdout.close()
         return process
 
-    with Kubelet(pod, start, scale=SCALE) as kubelet:
+    with Kubelet(pod, start, scale=SCALE, **arguments) as kubelet:
         yield kubelet
 
 
@@ -221,12 +222,23 @@ def test_a_process_that_ends_by_itself_is_restarted(script):
     assert next(event.message for event in kubelet.events if event.reason == "Died") == "exit 3"
 
 
+def test_the_last_words_are_those_of_the_run_that_died(script, tmp_path):
+    """As far as Kubernetes keeps them; the next run begins with an empty file."""
+    path = tmp_path / "termination-log"
+    says = f"from pathlib import Path; p = Path({str(path)!r}); p.write_text(p.read_text() + 'x' * 5000); exit(3)"
+    with kubelet_of(pod_of(script), says, termination_log=path) as kubelet:
+        wait_for(lambda: kubelet.reasons().count("Died") == 2)
+    messages = [event.message for event in kubelet.events if event.reason == "Died"]
+    assert messages == [f"exit 3: {'x' * 4096}"] * 2
+
+
 def test_failed_readiness_gates_traffic_and_kills_nobody(script):
-    """Off after failureThreshold answers, on again after successThreshold."""
+    """Off after failureThreshold answers, on again after successThreshold; every failed probe is kept."""
     script.statuses["/ready"] = [200, 200, 503, 503, 200, 503, 503, 503, 200, 200]
     with kubelet_of(pod_of(script)) as kubelet:
         wait_for(lambda: kubelet.reasons().count("Ready") == 2)
         assert kubelet.ready
+    assert [failure.kind for failure in kubelet.failures] == ["readiness"] * 5
     assert kubelet.reasons() == ["Started", "Ready", "NotReady", "Ready"]
     assert kubelet.restarts == 0
 

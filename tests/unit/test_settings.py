@@ -13,6 +13,7 @@ from app.settings import Settings, load
 from app.settings.kinds import BOOL, MIB
 from app.settings.tree import ROWS
 from streaming.options import AzureOptions, HedgingOptions, PipelineOptions, SourceOptions, ThrottlingOptions
+from streaming.retry_policy import LONGEST_WAIT_S
 from tests.unit.configurations import CASE_STUDY, URI, config_file, value_at
 
 
@@ -171,6 +172,16 @@ def test_timeouts_reach_the_source():
     options = load([URI, *argv], {}).storage.source_options()
     assert (options.connect_timeout_s, options.request_timeout_s) == (1, 2)
     assert (options.max_retries, options.retry_timeout_s) == (3, 4.5)
+
+
+def test_a_source_that_does_nothing_meets_the_limit_of_stalls_first():
+    """No read is given up for good before it by default; a dead connection is, so that another one is tried."""
+    settings = load([URI], {})
+    options, stall_s = settings.storage.source_options(), settings.startup.stall_timeout_s
+    assert options.read_timeout_s * 3 < stall_s <= options.request_timeout_s
+    # The wait that would exceed it is not begun.
+    assert stall_s < options.retry_timeout_s - LONGEST_WAIT_S
+    assert options.read_timeout_s * (1 + options.max_retries) > stall_s
 
 
 def test_the_pace_of_a_load_reaches_the_pipeline():

@@ -29,9 +29,10 @@ def kubectl(world: World, call: Call) -> str:
     (verb, *words), flags = split(call.argv)
     if verb == "kustomize":
         return rendered(words[0].removeprefix("k8s/"))
-    if f"context/{flags.get('--context')}" not in world.resources:
-        raise Refused(1, f"error: context {flags.get('--context')!r} does not exist")
-    world.resource("cluster", world.resources[f"context/{flags['--context']}"]["--name"])
+    context = f"context/{flags.get('--context', world.current_context)}"
+    if context not in world.resources:
+        raise Refused(1, f"error: {context} does not exist")
+    world.resource("cluster", world.resources[context]["--name"])
     verbs = {
         "apply": _apply,
         "create": _create,
@@ -79,8 +80,8 @@ def _applied(world: World, each: Json) -> str:
     before = world.objects.get(key)
     if kind == "Job" and before and before["spec"]["template"] != each["spec"]["template"]:
         raise Refused(1, f'The Job "{name}" is invalid: spec.template: Invalid value: field is immutable')
-    if kind == "Deployment" and before:
-        each["spec"].setdefault("replicas", before["spec"].get("replicas", 1))
+    if kind == "Deployment":
+        each["spec"].setdefault("replicas", before["spec"]["replicas"] if before else 1)
     if kind == "Job" and not before:
         world.begins("job", name)
     world.objects[key] = each if kind != "Job" or not before else before

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.coldstream import ROOT
 from tests.walkthrough.blocks import script
 from tests.walkthrough.machine import Run
-from tests.walkthrough.world import World
+from tests.walkthrough.world import Call, World
 
 GUIDE = (ROOT / "docs" / "aks.md").read_text()
 UP = script(GUIDE, without=("Pause", "Tear down"))
@@ -50,3 +50,16 @@ def replaced(text: str, *changes: Sequence[str]) -> str:
 def quick(text: str) -> str:
     """The same with loops that give up soon."""
     return re.sub(r"retry \d+ ", "retry 6 ", text)
+
+
+def flags_by_command(calls: Sequence[Call]) -> dict[str, set[str]]:
+    """The flags that kubectl's commands were given."""
+    used: dict[str, set[str]] = {}
+    for call in calls:
+        if call.program == "kubectl":
+            words = [word for word in call.argv if not word.startswith("-")]
+            verb = next(word for word in words if word not in ("coldstream", "kube-system"))
+            path = {"rollout": " ".join(words[-2:-1]), "create": "secret generic"}.get(verb, "")
+            flags = {word.partition("=")[0] for word in call.argv if word.startswith("--")}
+            used.setdefault(f"{verb} {path}".strip(), set()).update(flags)
+    return used

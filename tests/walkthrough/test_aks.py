@@ -15,7 +15,7 @@ from tests.documents.pages import texts
 from tests.manifests import K8S, PLACEHOLDER, named
 from tests.walkthrough.azure import SUBSCRIPTION
 from tests.walkthrough.client import COMMIT
-from tests.walkthrough.guide import GUIDE, TOKEN, UP, replaced
+from tests.walkthrough.guide import GUIDE, TOKEN, UP, flags_by_command, replaced
 
 CONTAINER = f"/storageAccounts/coldstream{SUBSCRIPTION[:8]}/blobServices/default/containers/models"
 IMAGE = f"coldstream{SUBSCRIPTION[:8]}.azurecr.io/coldstream:{COMMIT}"
@@ -231,14 +231,7 @@ def test_the_overlay_of_ones_own_is_one(tmp_path):
 def test_kubectl_has_every_flag_that_is_used(walks):
     """Asked of the real one."""
     kubectl = Path(sys.executable).with_name("kubectl")
-    used: dict[str, set[str]] = {}
-    for call in walks[4].run.calls:
-        if call.program == "kubectl":
-            words = [word for word in call.argv if not word.startswith("-")]
-            verb = next(word for word in words if word not in ("coldstream", "kube-system"))
-            path = {"rollout": " ".join(words[-2:-1]), "create": "secret generic"}.get(verb, "")
-            flags = {word.partition("=")[0] for word in call.argv if word.startswith("--")}
-            used.setdefault(f"{verb} {path}".strip(), set()).update(flags)
+    used = flags_by_command(walks[4].run.calls)
     assert len(used) >= 11
     said = subprocess.run([kubectl, "options"], capture_output=True, text=True, check=True).stdout
     common = set(re.findall(r"--[a-z-]+", said))

@@ -42,6 +42,8 @@ class World:
         self.objects: dict[str, Json] = {}
         # Every text that was applied, as the cluster got it.
         self.applied: list[str] = []
+        # What kubectl means where it is not told; at first a cluster that is somebody else's.
+        self.current_context = ""
         # What shall never come to pass: feature, job, gpu or health.
         self.stuck = ""
         self._asked: dict[str, int] = {}
