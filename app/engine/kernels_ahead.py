@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
 
 _WARP_SIZE = 32
-# Half of the models' own say so, and no kernel depends on it.
+# No kernel depends on it.
 _MAX_MODEL_LEN_TOKENS = 4096
 
 
