@@ -25,7 +25,7 @@ from app.preflight.judgement import source as judgement
 from app.preflight.judgement.source import Answer
 from app.settings import Settings
 from streaming.counters import FetchCounters
-from streaming.credentials import choose, unreadable_token
+from streaming.credentials import choose
 from streaming.describe import Description, describe
 from streaming.errors import CheckpointError, SourceError, StreamingError
 from streaming.options import HOST_STAGING, SourceOptions
@@ -33,6 +33,7 @@ from streaming.retrying import Retries, RetryingSource
 from streaming.source import open_source
 from streaming.staging import Staging
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
+from streaming.workload_identity import unreadable_token
 
 _RANGE_BYTES = 8 << 20
 _MOST_RETRIES = 2

@@ -7,7 +7,7 @@ import pytest
 
 from streaming import credentials
 from streaming.errors import AccessDenied
-from streaming.options import AzureOptions
+from streaming.options import AzureOptions, SourceOptions
 
 KEY = "a2V5"
 EVERYTHING = {
@@ -71,8 +71,12 @@ def test_a_connection_string_without_a_secret_is_refused():
         credentials.store_arguments(AzureOptions(connection_string="AccountName=a"))
 
 
+def as_sdk_credential(azure):
+    return credentials.sdk_credential(SourceOptions(azure=azure))
+
+
 @pytest.mark.parametrize("key", ["s3cr3t!", "s3cr3t==a", "czNj cjN0", "czNjcjN", "schlüssel"])
-@pytest.mark.parametrize("become", [credentials.store_arguments, credentials.sdk_credential])
+@pytest.mark.parametrize("become", [credentials.store_arguments, as_sdk_credential])
 def test_a_key_that_is_no_base64_is_told_as_such(key, become):
     """Before anybody is asked, by where it was given, and without a part of it: no role would help."""
     text = f"AccountName=a;AccountKey={key}"
