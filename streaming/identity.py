@@ -144,7 +144,7 @@ def _authority(options: AzureOptions) -> dict[str, str]:
 def _none_found(options: AzureOptions, error: ClientAuthenticationError) -> SourceError:
     """What became of all the credentials that were tried: the first that got an answer is the one that was meant."""
     if code := code_of(str(error)):
-        return token_error("default", options, Answer(401, code))
+        return token_error("default", options, Answer(code=code))
     if flaw := half_identity(options):
         return flaw.error()
     return AccessDenied(

@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 def token_error(name: str, azure: AzureOptions, answer: Answer) -> SourceError:
     """The error for a credential of this name that got no token."""
-    if answer.cause is None and answer.status is not None and 400 <= answer.status < 500:
+    if answer.cause is None and (answer.code or 400 <= (answer.status or 0) < 500):
         return _refused(name, azure, answer)
     what, remedy = _outage(name, answer)
     line = f"the identity got no token from {_who(name, azure)}: {what}: {remedy}"
@@ -67,7 +67,7 @@ def _outage(name: str, answer: Answer) -> tuple[str, str]:
 
 
 def _refused(name: str, azure: AzureOptions, answer: Answer) -> TokenRefused:
-    said = f"{answer.status} {answer.code}".strip()
+    said = " ".join(str(part) for part in (answer.status, answer.code) if part)
     found, remedy = _explained(answer.code, azure, claims(azure)) or ("", _GENERAL.get(name, _OF_OTHERS))
     line = ": ".join(filter(None, (f"{_who(name, azure)} refused the identity a token ({said})", found, remedy)))
     return TokenRefused(line, said, status=answer.status)

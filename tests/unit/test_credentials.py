@@ -128,3 +128,21 @@ def test_a_token_file_that_is_missing_is_named(tmp_path):
         credentials.store_arguments(azure)
     path.write_text("token")
     assert credentials.store_arguments(azure)["config"]["federated_token_file"] == str(path)
+
+
+def test_the_authority_of_the_webhook_is_no_path(tmp_path):
+    """It closes AZURE_AUTHORITY_HOST with a slash: the tenant follows it without another."""
+    path = tmp_path / "token"
+    path.write_text("token")
+    given = IDENTITY | {"federated_token_file": str(path), "authority_host": "https://login.microsoftonline.com/"}
+    config = credentials.store_arguments(AzureOptions(account_name="a", **given))["config"]
+    assert config["authority_host"] == "https://login.microsoftonline.com"
+
+
+def test_an_authority_without_tls_is_refused_by_azures_client(tmp_path):
+    """One line instead of a ValueError: a token would be sent in the open."""
+    path = tmp_path / "token"
+    path.write_text("token")
+    given = IDENTITY | {"federated_token_file": str(path), "authority_host": "http://127.0.0.1:9"}
+    with pytest.raises(AccessDenied, match=r"'http://127.0.0.1:9' is an invalid authority.*: check AZURE_CLIENT_ID"):
+        as_sdk_credential(AzureOptions(account_name="a", **given))
