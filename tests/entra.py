@@ -6,7 +6,9 @@ and words as they were seen in the public cloud. Its answers are signed, but no 
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -39,12 +41,18 @@ _MALFORMED = {
 }
 
 
+@functools.cache
+def _key(_owner: str) -> rsa.RSAPrivateKey:
+    """Whose key it is; making one takes a moment."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
 class Cluster:
     """Who signs service accounts' tokens, under an issuer's URL."""
 
     def __init__(self, issuer: str = "https://oidc.example.net/cluster/"):
         self.issuer = issuer
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._key = _key(issuer)
 
     def project(
         self, path: Path, subject: str, *, audience: str = AUDIENCE, lifetime_s: float = 3600, issuer: str = ""
@@ -139,9 +147,6 @@ class Entra:
     exchanges: list[Exchange] = field(default_factory=list)
     url: str = ""
 
-    def __post_init__(self) -> None:
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
     @contextmanager
     def serving(self, ca: PrivateCa) -> Iterator[Entra]:
         """Answer for the length of a `with` block."""
@@ -173,7 +178,7 @@ class Entra:
             "iss": f"https://sts.windows.net/{TENANT}/",
             "iat": now_s,
             "nbf": now_s,
-            "exp": int(now_s + self.lifetime_s),
+            "exp": math.ceil(time.time() + self.lifetime_s),
             "appid": client_id,
             "appidacr": "2",
             "idtyp": "app",
@@ -183,7 +188,7 @@ class Entra:
             "uti": uuid.uuid4().hex[:22],
             "ver": "1.0",
         }
-        return jwt.encode(claims, self._key, "RS256", headers={"kid": "entra"})
+        return jwt.encode(claims, _key("entra"), "RS256", headers={"kid": "entra"})
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         form = parse_qs(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)).decode())

@@ -164,14 +164,14 @@ def test_the_token_file_is_missing(entra, server_pod, storage_environment, tell_
     assert entra.exchanges == []
 
 
-@pytest.mark.parametrize(("outage", "what"), [("refused", "Connection refused"), ("503", "it answered 503")])
+@pytest.mark.parametrize(("outage", "what"), [("refused", "Connection refused"), ("500", "it answered 500")])
 def test_nobody_gives_tokens(entra, server_pod, storage_environment, tell_all, outage, what):
     """The authority is named and not the storage account, after it was tried again."""
     variables, authority = server_pod.variables(), entra.url.removeprefix("https://").rstrip("/")
     if outage == "refused":
         authority = f"127.0.0.1:{free_port()}"
         variables["AZURE_AUTHORITY_HOST"] = f"https://{authority}/"
-    entra.outages += [503] * 200
+    entra.outages += [500] * 200
     line = f"the identity got no token from Entra ID at {authority}: {what}: check AZURE_AUTHORITY_HOST, and what lies between (DNS, network policy, firewall, proxy)"  # fmt: skip
     tell_all(storage_environment | variables, "TokenUnavailable", line, attempts=2)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from streaming.token_errors import Answer, token_error
 from streaming.workload_identity import Claims, claims
 
 AZURE = AzureOptions(client_id="client", tenant_id="tenant", federated_token_file="/none")
+ROOT = Path(__file__).parents[2]
 WORKLOAD = "workload-identity"
 CODES = ("700212", "700211", "700213", "7002137", "7002138", "70021", "700024", "700016", "90002", "900023")
 
@@ -43,6 +46,13 @@ def test_a_known_code_says_what_it_means(code):
     assert found
     assert remedy
     assert "\n" not in str(error)
+
+
+def test_the_document_has_every_code_that_is_told():
+    """And no other: its table is where the line leads."""
+    text = (ROOT / "docs" / "operating.md").read_text()
+    table = text.partition("### What identity errors look like")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(?:AADSTS)?(\d{5,7})`", table)) == set(CODES)
 
 
 @pytest.mark.parametrize(
