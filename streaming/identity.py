@@ -7,6 +7,7 @@ goes wrong is ours to word: azure-identity would print a paragraph, and the stor
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +24,11 @@ from streaming.errors import AccessDenied, SourceError
 from streaming.exception_causes import cause_of_exception, detail_of_exception, is_untrusted, reasons
 from streaming.options import AzureOptions, SourceOptions
 from streaming.retrying import Retries
-from streaming.token_errors import MANAGED_IDENTITY, WORKLOAD_IDENTITY, Answer, token_error
+from streaming.token_errors import MANAGED_IDENTITY, WORKLOAD_IDENTITY, TokenAnswer, token_error
 from streaming.workload_identity import half_identity, unreadable_token
 
+# Of all that DefaultAzureCredential keeps of a failure, its text.
+_NO_CONNECTION = re.compile(r"Failed to (?:establish a new connection|resolve)[^\n]*\[Errno -?\d+\] ([^\n)]+)")
 _SCOPE = "https://storage.azure.com/.default"
 
 # It would print a paragraph for every credential that it tries; the error is the answer.
@@ -79,7 +82,7 @@ class Identity:
         if isinstance(error, ClientAuthenticationError):
             return _none_found(self._azure, error)
         otherwise = Cause.RESET if isinstance(error, ServiceResponseError) else Cause.CONNECT
-        answer = Answer(
+        answer = TokenAnswer(
             cause=cause_of_exception(error, otherwise),
             detail=detail_of_exception(error),
             is_untrusted=is_untrusted(error),
@@ -90,7 +93,7 @@ class Identity:
         """Raise what an answer means that is no token, before azure-identity makes words of it."""
         status = response.http_response.status_code
         if status >= 400:
-            answer = Answer(status, code_of(response.http_response.text()), TRANSIENT_STATUSES.get(status))
+            answer = TokenAnswer(status, code_of(response.http_response.text()), TRANSIENT_STATUSES.get(status))
             raise token_error(self._name, self._azure, answer)
 
 
@@ -142,9 +145,12 @@ def _authority(options: AzureOptions) -> dict[str, str]:
 
 
 def _none_found(options: AzureOptions, error: ClientAuthenticationError) -> SourceError:
-    """What became of all the credentials that were tried: the first that got an answer is the one that was meant."""
-    if code := code_of(str(error)):
-        return token_error("default", options, Answer(code=code))
+    """What became of all the credentials that were tried: the first that asked somebody is the one that was meant."""
+    text = str(error)
+    if code := code_of(text):
+        return token_error("default", options, TokenAnswer(code=code))
+    if unreached := _NO_CONNECTION.search(text):
+        return token_error("default", options, TokenAnswer(detail=unreached[1]))
     if flaw := half_identity(options):
         return flaw.error()
     return AccessDenied(

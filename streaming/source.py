@@ -212,9 +212,9 @@ class Source:
 
     @staticmethod
     def _without_token(name: str, azure: AzureOptions, text: str) -> SourceError:
-        from streaming.token_errors import Answer, token_error
+        from streaming.token_errors import TokenAnswer, token_error
 
-        answer = Answer(
+        answer = TokenAnswer(
             status=causes.status_of(text),
             code=causes.code_of(text),
             cause=causes.cause_of(text),

@@ -16,7 +16,7 @@ from streaming.options import AzureOptions
 from streaming.workload_identity import Claims, claims
 
 WORKLOAD_IDENTITY, MANAGED_IDENTITY = "workload-identity", "managed-identity"
-_PUBLIC_CLOUD = "login.microsoftonline.com"
+PUBLIC_CLOUD = "https://login.microsoftonline.com"
 _GENERAL = {
     WORKLOAD_IDENTITY: "check that AZURE_CLIENT_ID and AZURE_TENANT_ID are its own, and that its federated credential names this "
     "cluster's issuer and this service account",
@@ -33,7 +33,7 @@ _MATCH_CASE = (
 )
 
 
-class Answer(NamedTuple):
+class TokenAnswer(NamedTuple):
     """What a request for a token met.
 
     `status` and `code` ("AADSTS700212", or "") are the answer's; without one, `cause` and `detail` are the connection's, the
@@ -48,7 +48,7 @@ class Answer(NamedTuple):
     is_untrusted: bool = False
 
 
-def token_error(name: str, azure: AzureOptions, answer: Answer) -> SourceError:
+def token_error(name: str, azure: AzureOptions, answer: TokenAnswer) -> SourceError:
     """The error for a credential of this name that got no token."""
     if answer.cause is None and (answer.code or 400 <= (answer.status or 0) < 500):
         return _refused(name, azure, answer)
@@ -57,7 +57,7 @@ def token_error(name: str, azure: AzureOptions, answer: Answer) -> SourceError:
     return TokenUnavailable(line, cause=answer.cause, status=answer.status)
 
 
-def _outage(name: str, answer: Answer) -> tuple[str, str]:
+def _outage(name: str, answer: TokenAnswer) -> tuple[str, str]:
     if answer.is_untrusted:
         return "its certificate is not trusted", _UNTRUSTED
     remedy = _NO_ENDPOINT if name == MANAGED_IDENTITY else _NO_AUTHORITY
@@ -66,7 +66,7 @@ def _outage(name: str, answer: Answer) -> tuple[str, str]:
     return answer.detail or f"no answer ({answer.cause or 'none that can be read'})", remedy
 
 
-def _refused(name: str, azure: AzureOptions, answer: Answer) -> TokenRefused:
+def _refused(name: str, azure: AzureOptions, answer: TokenAnswer) -> TokenRefused:
     said = " ".join(str(part) for part in (answer.status, answer.code) if part)
     found, remedy = _explained(answer.code, azure, claims(azure)) or ("", _GENERAL.get(name, _OF_OTHERS))
     line = ": ".join(filter(None, (f"{_who(name, azure)} refused the identity a token ({said})", found, remedy)))
@@ -76,8 +76,7 @@ def _refused(name: str, azure: AzureOptions, answer: Answer) -> TokenRefused:
 def _who(name: str, azure: AzureOptions) -> str:
     if name == MANAGED_IDENTITY:
         return "the machine's identity endpoint"
-    authority = urlsplit(azure.authority_host or "").netloc.rpartition("@")[2]
-    return f"Entra ID at {authority or _PUBLIC_CLOUD}"
+    return f"Entra ID at {urlsplit(azure.authority_host or PUBLIC_CLOUD).netloc.rpartition('@')[2]}"
 
 
 def _explained(code: str, azure: AzureOptions, token: Claims) -> tuple[str, str] | None:

@@ -111,7 +111,7 @@ def tell_all(entra, tiny_model, monkeypatch):
         assert re.fullmatch(re.escape(line) + tried, loaded.message)
         assert re.fullmatch(re.escape(line) + tried, str(pushed.value))
         found, _, remedy = line.rpartition(": ")
-        assert re.fullmatch(re.escape(found) + tried, failed.detail)
+        assert re.fullmatch(f"{re.escape(found)}({tried})?", failed.detail)  # it connects once before anything is read
         assert failed.action == remedy
         check_untold(entra, loaded.message, str(pushed.value), failed.detail)
 

@@ -15,7 +15,7 @@ from app.preflight.finding import refused
 from streaming.causes import Cause
 from streaming.errors import TokenRefused, TokenUnavailable
 from streaming.options import AzureOptions
-from streaming.token_errors import Answer, token_error
+from streaming.token_errors import TokenAnswer, token_error
 from streaming.workload_identity import Claims, claims
 
 AZURE = AzureOptions(client_id="client", tenant_id="tenant", federated_token_file="/none")
@@ -38,7 +38,7 @@ def pod(tmp_path, **said) -> AzureOptions:
 @pytest.mark.parametrize("code", CODES)
 def test_a_known_code_says_what_it_means(code):
     """Status and code, what is wrong and what to do, in that order, on one line."""
-    error = token_error(WORKLOAD, AZURE, Answer(401, f"AADSTS{code}"))
+    error = token_error(WORKLOAD, AZURE, TokenAnswer(401, f"AADSTS{code}"))
     assert isinstance(error, TokenRefused)
     assert error.said == f"401 AADSTS{code}"
     who, found, remedy = str(error).split(": ")
@@ -65,7 +65,7 @@ def test_the_document_has_every_code_that_is_told():
 )
 def test_an_unknown_code_is_told_by_who_asked(name, part):
     """Entra's code is there to look up, and what to check is that credential's."""
-    error = token_error(name, AZURE, Answer(400, "AADSTS123"))
+    error = token_error(name, AZURE, TokenAnswer(400, "AADSTS123"))
     assert isinstance(error, TokenRefused)
     assert "(400 AADSTS123): check" in str(error)
     assert part in str(error)
@@ -74,14 +74,14 @@ def test_an_unknown_code_is_told_by_who_asked(name, part):
 @pytest.mark.parametrize(
     ("answer", "part"),
     [
-        (Answer(503, cause=Cause.UNAVAILABLE), ": it answered 503: check AZURE_AUTHORITY_HOST"),
-        (Answer(429, cause=Cause.TOO_MANY), ": it answered 429: "),
-        (Answer(503, "AADSTS90033", Cause.UNAVAILABLE), ": it answered 503: "),
-        (Answer(302), ": it answered 302: "),
-        (Answer(cause=Cause.REFUSED, detail="Connection refused"), ": Connection refused: "),
-        (Answer(cause=Cause.TIMEOUT), ": no answer (timeout): "),
-        (Answer(), ": no answer (none that can be read): "),
-        (Answer(is_untrusted=True, detail="whatever"), ": its certificate is not trusted: have SSL_CERT_FILE"),
+        (TokenAnswer(503, cause=Cause.UNAVAILABLE), ": it answered 503: check AZURE_AUTHORITY_HOST"),
+        (TokenAnswer(429, cause=Cause.TOO_MANY), ": it answered 429: "),
+        (TokenAnswer(503, "AADSTS90033", Cause.UNAVAILABLE), ": it answered 503: "),
+        (TokenAnswer(302), ": it answered 302: "),
+        (TokenAnswer(cause=Cause.REFUSED, detail="Connection refused"), ": Connection refused: "),
+        (TokenAnswer(cause=Cause.TIMEOUT), ": no answer (timeout): "),
+        (TokenAnswer(), ": no answer (none that can be read): "),
+        (TokenAnswer(is_untrusted=True, detail="whatever"), ": its certificate is not trusted: have SSL_CERT_FILE"),
     ],
 )
 def test_an_outage_is_no_refusal(answer, part):
@@ -94,14 +94,14 @@ def test_an_outage_is_no_refusal(answer, part):
 
 def test_a_machines_own_endpoint_is_not_entra():
     """Neither an authority nor a federated credential has to do with it."""
-    outage = token_error("managed-identity", AZURE, Answer(cause=Cause.REFUSED, detail="Connection refused"))
+    outage = token_error("managed-identity", AZURE, TokenAnswer(cause=Cause.REFUSED, detail="Connection refused"))
     assert "from the machine's identity endpoint: Connection refused: check the machine's" in str(outage)
 
 
 def test_an_authority_is_shown_without_a_password():
     """Whatever somebody has put before its host."""
     azure = AzureOptions(authority_host="https://user:s3cret@login.example.net/")
-    line = str(token_error(WORKLOAD, azure, Answer(400, "AADSTS123")))
+    line = str(token_error(WORKLOAD, azure, TokenAnswer(400, "AADSTS123")))
     assert "Entra ID at login.example.net refused" in line
     assert "s3cret" not in line
 
@@ -119,7 +119,7 @@ def test_a_token_is_told_by_what_it_says(tmp_path):
 )
 def test_a_token_out_of_its_time_is_old_or_the_clock_is_wrong(tmp_path, exp, part):
     """What this node's clock says of it decides whom to suspect."""
-    assert part in str(token_error(WORKLOAD, pod(tmp_path, exp=exp), Answer(401, "AADSTS700024")))
+    assert part in str(token_error(WORKLOAD, pod(tmp_path, exp=exp), TokenAnswer(401, "AADSTS700024")))
 
 
 @given(
@@ -144,7 +144,7 @@ def test_claims_of_anything_are_one_short_line(tmp_path_factory, said):
     """They are shown as they are, but for their length and their line breaks."""
     azure = pod(tmp_path_factory.mktemp("file"), **said)
     for code in CODES:
-        line = str(token_error(WORKLOAD, azure, Answer(401, f"AADSTS{code}")))
+        line = str(token_error(WORKLOAD, azure, TokenAnswer(401, f"AADSTS{code}")))
         assert len(line.splitlines()) == 1
         assert len(line) < 1500
 
