@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from streaming.causes import Cause
 
 
-def cause_of_exception(error: BaseException, otherwise: Cause) -> Cause | None:
+def cause_of_exception(error: BaseException, otherwise: Cause | None) -> Cause | None:
     """The cause; None where the other end cannot be believed, and the next attempt would fail, too."""
     for reason in reasons(error):
         match reason:
@@ -39,7 +39,9 @@ def detail_of_exception(error: BaseException) -> str:
 
 
 def reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that it came of; Azure's libraries keep one in an attribute."""
-    while error is not None:
+    """An exception and those that it came of, each once; Azure's libraries keep one in an attribute."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
         yield error
         error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__

@@ -24,7 +24,7 @@ from streaming.errors import AccessDenied, SourceError
 from streaming.exception_causes import cause_of_exception, detail_of_exception, is_untrusted, reasons
 from streaming.options import AzureOptions, SourceOptions
 from streaming.retrying import Retries
-from streaming.token_errors import MANAGED_IDENTITY, WORKLOAD_IDENTITY, TokenAnswer, token_error
+from streaming.token_errors import DEFAULT, MANAGED_IDENTITY, WORKLOAD_IDENTITY, TokenAnswer, token_error
 from streaming.workload_identity import half_identity, unreadable_token
 
 # Of all that DefaultAzureCredential keeps of a failure, its text.
@@ -69,7 +69,9 @@ class Identity:
     def _ask(self, scopes: tuple[str, ...], options: dict[str, Any]) -> AccessToken:
         try:
             token: AccessToken = self._credential.get_token(*scopes, **options)
-        except (AzureError, SourceError, OSError) as error:
+        except SourceError:
+            raise
+        except (AzureError, OSError) as error:
             raise self._told(error) from error
         return token
 
@@ -79,11 +81,12 @@ class Identity:
                 return reason
         if self._name == WORKLOAD_IDENTITY and (flaw := unreadable_token(self._azure)):
             return flaw.error()
-        if isinstance(error, ClientAuthenticationError):
-            return _none_found(self._azure, error)
+        if self._name == DEFAULT:
+            return _none_found(self._azure, str(error))
         otherwise = Cause.RESET if isinstance(error, ServiceResponseError) else Cause.CONNECT
         answer = TokenAnswer(
-            cause=cause_of_exception(error, otherwise),
+            # What azure-identity could not read is no connection's fault.
+            cause=cause_of_exception(error, None if isinstance(error, ClientAuthenticationError) else otherwise),
             detail=detail_of_exception(error),
             is_untrusted=is_untrusted(error),
         )
@@ -109,7 +112,7 @@ def default_provider(azure_options: AzureOptions) -> Callable[[], dict[str, Any]
         try:
             fresh = credential.get_token(_SCOPE)
         except ClientAuthenticationError as error:
-            raise _none_found(azure_options, error) from error
+            raise _none_found(azure_options, str(error)) from error
         return {"token": fresh.token, "expires_at": datetime.fromtimestamp(fresh.expires_on, UTC)}
 
     token()
@@ -144,13 +147,12 @@ def _authority(options: AzureOptions) -> dict[str, str]:
     return {"authority": options.authority_host} if options.authority_host else {}
 
 
-def _none_found(options: AzureOptions, error: ClientAuthenticationError) -> SourceError:
+def _none_found(options: AzureOptions, text: str) -> SourceError:
     """What became of all the credentials that were tried: the first that asked somebody is the one that was meant."""
-    text = str(error)
     if code := code_of(text):
-        return token_error("default", options, TokenAnswer(code=code))
+        return token_error(DEFAULT, options, TokenAnswer(code=code))
     if unreached := _NO_CONNECTION.search(text):
-        return token_error("default", options, TokenAnswer(detail=unreached[1]))
+        return token_error(DEFAULT, options, TokenAnswer(detail=unreached[1]))
     if flaw := half_identity(options):
         return flaw.error()
     return AccessDenied(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # What a role assignment that has not spread yet looks like, to an identity.
 _NO_ROLE = "AuthorizationPermissionMismatch"
 # What obstore says of a request that was not the store's own.
-_TOKEN_REQUEST = "performing token request"  # noqa: S105 - no password
+_OF_TOKEN = ("Error performing token request", "Error getting token response body")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Source:
     def _by_words(self, name: str, where: str, error: Exception) -> SourceError:
         """What obstore has no class for, told by the words of its message."""
         text = str(error)
-        if self._identity is not None and _TOKEN_REQUEST in text:
+        if self._identity is not None and any(words in text for words in _OF_TOKEN):
             return self._without_token(*self._identity, text)
         match causes.status_of(text):
             case 401 | 403:

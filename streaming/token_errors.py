@@ -15,7 +15,7 @@ from streaming.errors import SourceError, TokenRefused, TokenUnavailable
 from streaming.options import AzureOptions
 from streaming.workload_identity import Claims, claims
 
-WORKLOAD_IDENTITY, MANAGED_IDENTITY = "workload-identity", "managed-identity"
+WORKLOAD_IDENTITY, MANAGED_IDENTITY, DEFAULT = "workload-identity", "managed-identity", "default"
 PUBLIC_CLOUD = "https://login.microsoftonline.com"
 _GENERAL = {
     WORKLOAD_IDENTITY: "check that AZURE_CLIENT_ID and AZURE_TENANT_ID are its own, and that its federated credential names this "
@@ -63,7 +63,8 @@ def _outage(name: str, answer: TokenAnswer) -> tuple[str, str]:
     remedy = _NO_ENDPOINT if name == MANAGED_IDENTITY else _NO_AUTHORITY
     if answer.status is not None:
         return f"it answered {answer.status}", remedy
-    return answer.detail or f"no answer ({answer.cause or 'none that can be read'})", remedy
+    unreadable = "its answer cannot be read"
+    return answer.detail or (f"no answer ({answer.cause})" if answer.cause else unreadable), remedy
 
 
 def _refused(name: str, azure: AzureOptions, answer: TokenAnswer) -> TokenRefused:

@@ -31,6 +31,7 @@ INJECT = (
     'label the pod template azure.workload.identity/use="true", give its service account the annotation '
     "azure.workload.identity/client-id, and start the pod again"
 )
+UNREACHED = "check AZURE_AUTHORITY_HOST, and what lies between (DNS, network policy, firewall, proxy)"
 REFUSALS = {
     "audience": (
         {"audience": "https://kubernetes.default.svc"},
@@ -172,8 +173,16 @@ def test_nobody_gives_tokens(entra, server_pod, storage_environment, tell_all, o
         authority = f"127.0.0.1:{free_port()}"
         variables["AZURE_AUTHORITY_HOST"] = f"https://{authority}/"
     entra.outages += [500] * 200
-    line = f"the identity got no token from Entra ID at {authority}: {what}: check AZURE_AUTHORITY_HOST, and what lies between (DNS, network policy, firewall, proxy)"  # fmt: skip
+    line = f"the identity got no token from Entra ID at {authority}: {what}: {UNREACHED}"
     tell_all(storage_environment | variables, "TokenUnavailable", line, attempts=2)
+
+
+def test_somebody_else_answers_for_who_gives_tokens(entra, server_pod, storage_environment, tell_all):
+    """A page with status 200, as a proxy asks for a password: that is no token, and nobody asks twice."""
+    entra.outages += [200] * 200
+    authority = entra.url.removeprefix("https://").rstrip("/")
+    line = f"the identity got no token from Entra ID at {authority}: its answer cannot be read: {UNREACHED}"
+    tell_all(storage_environment | server_pod.variables(), "TokenUnavailable", line)
 
 
 def test_who_gives_tokens_cannot_be_believed(entra, server_pod, storage_environment, tell_all, tmp_path):

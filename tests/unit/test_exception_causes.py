@@ -9,7 +9,7 @@ import pytest
 from azure.core.exceptions import ServiceRequestError
 
 from streaming.causes import Cause
-from streaming.exception_causes import cause_of_exception, detail_of_exception, is_untrusted
+from streaming.exception_causes import cause_of_exception, detail_of_exception, is_untrusted, reasons
 
 
 def wrapped(reason: Exception) -> Exception:
@@ -45,3 +45,10 @@ def test_a_certificate_is_no_cause_to_try_again():
     error = wrapped(ssl.SSLCertVerificationError(1, "certificate verify failed"))
     assert cause_of_exception(error, Cause.CONNECT) is None
     assert is_untrusted(error)
+
+
+def test_exceptions_that_came_of_each_other_end():
+    """One that is raised anew while it is handled is in its own chain."""
+    inner, outer = ValueError(), RuntimeError()
+    inner.__cause__, outer.__cause__ = outer, inner
+    assert list(reasons(inner)) == [inner, outer]

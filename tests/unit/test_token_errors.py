@@ -80,7 +80,7 @@ def test_an_unknown_code_is_told_by_who_asked(name, part):
         (TokenAnswer(302), ": it answered 302: "),
         (TokenAnswer(cause=Cause.REFUSED, detail="Connection refused"), ": Connection refused: "),
         (TokenAnswer(cause=Cause.TIMEOUT), ": no answer (timeout): "),
-        (TokenAnswer(), ": no answer (none that can be read): "),
+        (TokenAnswer(), ": its answer cannot be read: "),
         (TokenAnswer(is_untrusted=True, detail="whatever"), ": its certificate is not trusted: have SSL_CERT_FILE"),
     ],
 )
