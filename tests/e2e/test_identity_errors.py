@@ -102,11 +102,13 @@ def tell_all(entra, tiny_model, monkeypatch):
             monkeypatch.setenv(name, value)
         words = (f"--max-retries={attempts - 1 if attempts > 1 else 8}",)
         source = parse(["preflight", URI, *words], environ).settings.storage.source_options()
-        loaded = load(URI, source=source).error
+        with ThreadPoolExecutor() as pool:
+            loads = pool.submit(load, URI, source=source)
+            with pytest.raises(SourceError) as pushed:
+                push(tiny_model.folder, URI, source, quiet=True)
+            (failed,) = [each for each in checks(URI, *words, environ=environ).values() if each.status == FAILED]
+            loaded = loads.result().error
         assert loaded is not None
-        with pytest.raises(SourceError) as pushed:
-            push(tiny_model.folder, URI, source, quiet=True)
-        (failed,) = [each for each in checks(URI, *words, environ=environ).values() if each.status == FAILED]
         assert (loaded.kind, type(pushed.value).__name__, loaded.exit_code, failed.exit_code) == (kind, kind, 3, 3)
         tried = rf" \({attempts} attempts in \S+ s, the last: \w+\)" if attempts > 1 else ""
         assert re.fullmatch(re.escape(line) + tried, loaded.message)

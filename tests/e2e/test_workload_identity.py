@@ -8,6 +8,7 @@ import pytest
 
 from app.settings import parse
 from streaming.identity import Identity
+from streaming.options import HOST_STAGING
 from tests.coldstream import serving, wait_for
 from tests.e2e.test_refusals import coldstream
 from tests.loader import as_stored, load
@@ -87,6 +88,15 @@ def test_a_load_goes_on_with_the_token_that_the_kubelet_has_renewed(
     assert ended.report is not None
     assert {each.assertion for each in entra.exchanges} == {first, *renewed}
     assert entra.exchanges[-1].assertion == renewed[0]
+
+
+def test_host_staging_takes_tokens_too(pushed, server_pod, storage_environment, private_ca):
+    """Its metadata come by obstore and its weights by Azure's client, each with a token of its own."""
+    assert pushed.returncode == 0, pushed.stderr
+    source = options(storage_environment | server_pod.variables())
+    ended = load(URI, strategy=HOST_STAGING, source=source, environ=private_ca.trusted)
+    assert ended.error is None
+    assert len(ended.staged) == 2
 
 
 def test_a_push_outlives_an_outage_of_who_gives_tokens(tiny_model, upload_pod, entra, storage_environment):
