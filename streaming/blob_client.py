@@ -19,6 +19,7 @@ from azure.storage.blob import ContainerClient, ExponentialRetry
 
 from streaming.credentials import sdk_credential
 from streaming.errors import AccessDenied, BlobChanged, BlobNotFound, SourceUnavailable
+from streaming.exception_causes import detail_of_exception
 from streaming.options import SourceOptions
 from streaming.uri import AzureLocation
 
@@ -34,7 +35,7 @@ def open_container(location: AzureLocation, source: SourceOptions, block_bytes: 
     return ContainerClient(
         location.account_url,
         location.container,
-        credential=sdk_credential(source.azure),
+        credential=sdk_credential(source),
         max_block_size=block_bytes,
         max_single_put_size=block_bytes,
         max_chunk_get_size=block_bytes,
@@ -76,7 +77,9 @@ def translated(location: AzureLocation, needs: str) -> Iterator[None]:
             f"{location}: the service answered {error.status_code} {_code(error)} after every retry"
         ) from error
     except AzureError as error:
-        raise SourceUnavailable(f"{location}: no answer from {location.account_url}: {_cause(error)}") from error
+        raise SourceUnavailable(
+            f"{location}: no answer from {location.account_url}: {detail_of_exception(error) or type(error).__name__}"
+        ) from error
 
 
 def _denied(location: AzureLocation, needs: str, error: ClientAuthenticationError | HttpResponseError) -> AccessDenied:
@@ -85,13 +88,3 @@ def _denied(location: AzureLocation, needs: str, error: ClientAuthenticationErro
 
 def _code(error: HttpResponseError) -> str:
     return str(getattr(error, "error_code", None) or error.reason or type(error).__name__)
-
-
-def _cause(error: BaseException) -> str:
-    """What the operating system said, if it said anything."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
-    return type(error).__name__

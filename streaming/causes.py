@@ -41,7 +41,7 @@ _WORDS = (
     (re.compile(r"\bIncompleteBody\b|kind: UnexpectedEof"), Cause.TRUNCATED),
     (re.compile(r"\bUnexpectedRange\b|\bNoContentRange\b|\bInvalidContentRange\b"), Cause.WRONG_RANGE),
     # Who cannot be believed now cannot be believed in a second.
-    (re.compile(r"InvalidCertificate"), None),
+    (_UNTRUSTED := re.compile(r"InvalidCertificate"), None),
     (re.compile(r"kind: Connect\b"), Cause.CONNECT),
     (re.compile(r"kind: Interrupted\b"), Cause.RESET),
 )
@@ -70,6 +70,23 @@ def cause_of(text: str) -> Cause | None:
     return next((cause for words, cause in _WORDS if words.search(text)), None)
 
 
+def code_of(text: str) -> str:
+    """The service's own word for a refusal; "" where it told none."""
+    found = _CODE.search(text)
+    return (found[1] or found[2]) if found else ""
+
+
+def detail_of(text: str) -> str:
+    """What the operating system or the resolver said of a connection, or ""."""
+    details = _DETAIL.findall(text.partition("\n\nDebug source")[2])
+    return details[-1] if details else ""
+
+
+def is_untrusted(text: str) -> bool:
+    """Whether the other end's certificate was not believed."""
+    return _UNTRUSTED.search(text) is not None
+
+
 def request_id_of(text: str) -> str:
     """The service's own id of the request, for who asks its support; "" where its answer had none."""
     found = _REQUEST_ID.search(text)
@@ -78,8 +95,8 @@ def request_id_of(text: str) -> str:
 
 def said(text: str) -> str:
     """Status and code of a refusal, as far as the answer had them."""
-    status, code = _STATUS.search(text), _CODE.search(text)
-    return " ".join(filter(None, (status and status[1], code and (code[1] or code[2]))))
+    status = _STATUS.search(text)
+    return " ".join(filter(None, (status and status[1], code_of(text))))
 
 
 def on_one_line(text: str) -> str:

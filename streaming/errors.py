@@ -4,8 +4,10 @@
     ├── SourceError            uri, range             exit 3
     │   ├── BlobNotFound       no such container, prefix or blob
     │   ├── AccessDenied       no credential, or one that may not read
+    │   │   └── TokenRefused   an identity that is given no token
     │   ├── BlobChanged        overwritten while it was being read
     │   ├── SourceUnavailable  refused, reset or 5xx after every retry
+    │   │   └── TokenUnavailable  nobody there who gives an identity its token
     │   ├── RangesIgnored      whole blobs are answered where a range was asked for
     │   └── SourceStalled      no byte for too long
     ├── CheckpointError        shard, tensor          exit 4
@@ -70,12 +72,20 @@ class AccessDenied(SourceError):
         self.said = said
 
 
+class TokenRefused(AccessDenied):
+    """Who gives an identity its token refuses it: the storage account was not asked."""
+
+
 class BlobChanged(SourceError):
     """The blob was overwritten between two reads of one load."""
 
 
 class SourceUnavailable(SourceError):
     """The source refused, reset or failed every attempt."""
+
+
+class TokenUnavailable(SourceUnavailable):
+    """Who gives an identity its token does not answer, or cannot be believed: the storage account was not asked."""
 
 
 class RangesIgnored(SourceError):

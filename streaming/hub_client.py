@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -32,6 +30,7 @@ from huggingface_hub.utils import build_hf_headers, parse_ratelimit_headers
 
 from streaming.causes import TRANSIENT_STATUSES, Cause
 from streaming.errors import AccessDenied, BlobNotFound, SourceError, SourceUnavailable
+from streaming.exception_causes import cause_of_exception
 from streaming.options import SourceOptions
 from streaming.upload_origin import SCHEME, HubRevision
 
@@ -211,17 +210,4 @@ def _cause(error: httpx2.TransportError) -> Cause | None:
         return Cause.TRUNCATED
     if not isinstance(error, httpx2.NetworkError | httpx2.ProxyError):
         return None
-    for reason in _reasons(error):
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            return None
-        if isinstance(reason, socket.gaierror):
-            return Cause.DNS
-        if isinstance(reason, ConnectionRefusedError):
-            return Cause.REFUSED
-    return Cause.CONNECT if isinstance(error, httpx2.ConnectError) else Cause.RESET
-
-
-def _reasons(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return cause_of_exception(error, Cause.CONNECT if isinstance(error, httpx2.ConnectError) else Cause.RESET)

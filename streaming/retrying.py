@@ -47,6 +47,23 @@ class Retries:
         """A read that is about to be tried for the first time."""
         return Read(self)
 
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What the function gives, which is called until then.
+
+        Raises:
+            SourceError: Of the last call.
+        """
+        read = self.begin()
+        while True:
+            try:
+                found = function(*arguments)
+            except SourceError as error:
+                wait_s = read.wait_s(error)
+            else:
+                read.succeeded()
+                return found
+            time.sleep(wait_s)
+
     def succeeded(self) -> None:
         """A read has got its bytes."""
         with self._lock:
@@ -161,7 +178,7 @@ class RetryingSource:
 
     def list(self) -> dict[str, int] | None:
         """As `Source.list`."""
-        return self._read(self._source.list)
+        return self._retries.call(self._source.list)
 
     def list_once(self) -> dict[str, int] | None:
         """As `Source.list`, and not tried again."""
@@ -169,24 +186,12 @@ class RetryingSource:
 
     def read(self, name: str) -> Bytes:
         """As `Source.read`."""
-        return self._read(self._source.read, name)
+        return self._retries.call(self._source.read, name)
 
     def read_prefix(self, name: str, nbytes: int) -> Prefix:
         """As `Source.read_prefix`."""
-        return self._read(self._source.read_prefix, name, nbytes)
+        return self._retries.call(self._source.read_prefix, name, nbytes)
 
     async def read_range(self, version: BlobVersion, start: int, end: int) -> Bytes:
         """As `Source.read_range`."""
         return await self._ranges.read_range(version, start, end)
-
-    def _read(self, function: Callable[..., T], *arguments: Any) -> T:
-        read = self._retries.begin()
-        while True:
-            try:
-                found = function(*arguments)
-            except SourceError as error:
-                wait_s = read.wait_s(error)
-            else:
-                read.succeeded()
-                return found
-            time.sleep(wait_s)

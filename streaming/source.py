@@ -29,7 +29,7 @@ from streaming.errors import (
     StreamingError,
 )
 from streaming.messages import BlobVersion
-from streaming.options import SourceOptions
+from streaming.options import AzureOptions, SourceOptions
 from streaming.process import hide_variables
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, S3Location, parse
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # What a role assignment that has not spread yet looks like, to an identity.
 _NO_ROLE = "AuthorizationPermissionMismatch"
+# What obstore says of a request that was not the store's own.
+_OF_TOKEN = ("Error performing token request", "Error getting token response body")
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ class Source:
     Args:
         location: Where it is.
         store: obstore's store of it.
-        awaits_roles: Whether the credential is an identity, whose roles take a while to spread.
+        identity: The credential's name and options where it is an identity: it needs tokens, and its roles take a while to spread.
     """
 
-    def __init__(self, location: Location, store: Any, *, awaits_roles: bool = False):
+    def __init__(self, location: Location, store: Any, *, identity: tuple[str, AzureOptions] | None = None):
         self.location = location
         self._store = store
-        self._awaits_roles = awaits_roles
+        self._identity = identity
         self._base = location.base_url if isinstance(location, HttpLocation) else None
 
     def list(self) -> dict[str, int] | None:
@@ -165,9 +167,9 @@ class Source:
     def _by_words(self, name: str, where: str, error: Exception) -> SourceError:
         """What obstore has no class for, told by the words of its message."""
         text = str(error)
-        match status := causes.status_of(text):
-            case int() if "token request" in text and 400 <= status < 500 and causes.cause_of(text) is None:
-                return self._without_token(text)
+        if self._identity is not None and any(words in text for words in _OF_TOKEN):
+            return self._without_token(*self._identity, text)
+        match causes.status_of(text):
             case 401 | 403:
                 return self._denied(name, text)
             case 404:
@@ -189,24 +191,37 @@ class Source:
         )
 
     def _denied(self, name: str, text: str) -> AccessDenied:
-        azure = isinstance(self.location, AzureLocation)
-        needs = "the role Storage Blob Data Reader, or a SAS token with r and l" if azure else "read access"
         said = causes.said(text)
         because = f" ({said})" if said else ""
+        awaits_role = self._identity is not None and _NO_ROLE in said
         return AccessDenied(
-            f"{self.location}/{name}: access denied{because}: the credential needs {needs}{_request(text)}",
+            f"{self.location}/{name}: access denied{because}: the credential needs {self._needs()}{_request(text)}",
             said,
-            **_facts(text, Cause.ROLE if self._awaits_roles and _NO_ROLE in said else None),
+            **_facts(text, Cause.ROLE if awaits_role else None),
         )
 
-    def _without_token(self, text: str) -> AccessDenied:
-        said = causes.said(text)
-        return AccessDenied(
-            f"{self.location}: the identity got no token ({said}): check that AZURE_CLIENT_ID and AZURE_TENANT_ID are "
-            "its own, and that its federated credential names this cluster's issuer and this service account",
-            said,
-            **_facts(text),
+    def _needs(self) -> str:
+        if not isinstance(self.location, AzureLocation):
+            return "read access"
+        role = "the role Storage Blob Data Reader"
+        return (
+            f"{role}, or a SAS token with r and l"
+            if self._identity is None
+            else f"{role}, which counts minutes after it was assigned"
         )
+
+    @staticmethod
+    def _without_token(name: str, azure: AzureOptions, text: str) -> SourceError:
+        from streaming.token_errors import TokenAnswer, token_error
+
+        answer = TokenAnswer(
+            status=causes.status_of(text),
+            code=causes.code_of(text),
+            cause=causes.cause_of(text),
+            detail=causes.detail_of(text),
+            is_untrusted=causes.is_untrusted(text),
+        )
+        return token_error(name, azure, answer)
 
 
 def _facts(text: str, cause: Cause | None = None) -> dict[str, Any]:
@@ -230,8 +245,8 @@ def open_source(uri: str, options: SourceOptions) -> Source:
     """
     try:
         location = parse(uri, options.azure)
-        awaits_roles = isinstance(location, AzureLocation) and credentials.is_identity(options.azure)
-        return Source(location, _open_store(location, options), awaits_roles=awaits_roles)
+        identity = credentials.identity_of(options.azure) if isinstance(location, AzureLocation) else None
+        return Source(location, _open_store(location, options), identity=identity)
     except (obstore_errors.BaseError, ValueError) as error:
         raise SourceError(
             f"{uri.partition('?')[0]}: the source cannot be opened: {causes.on_one_line(str(error))}"

@@ -5,6 +5,7 @@ Takes words and figures. Knows no check.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from streaming.errors import StreamingError
 
 OK, WARNING, FAILED, SKIPPED = "ok", "warning", "failed", "skipped"
 SOURCE, MODEL, DEVICE, SERVER = 3, 4, 5, 6
+# Of a read that was tried again, as `streaming.retrying` ends its error.
+_ATTEMPTS = re.compile(r" \(\d+ attempts in [^()]+\)$")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +56,13 @@ def skipped(name: str, reason: str) -> Finding:
 
 
 def refused(name: str, error: StreamingError, /, **figures: Any) -> Finding:
-    """What `serve` would end with, for an error that says what to do behind its last colon."""
-    found, colon, remedy = str(error).rpartition(": ")
+    """What `serve` would end with, for an error that says what to do behind its last colon, and then how often it was tried."""
+    line = str(error)
+    tried = _ATTEMPTS.search(line)
+    found, colon, remedy = (line[: tried.start()] if tried else line).rpartition(": ")
     if not colon:
         found, remedy = remedy, "correct what is named"
-    return failed(name, error.exit_code, found, remedy, **figures)
+    return failed(name, error.exit_code, found + (tried[0] if tried else ""), remedy, **figures)
 
 
 def unexpected(name: str, exit_code: int, error: Exception) -> Finding:

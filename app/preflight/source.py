@@ -24,15 +24,19 @@ from app.preflight.finding import FAILED, SOURCE, Finding, failed, ok, refused, 
 from app.preflight.judgement import source as judgement
 from app.preflight.judgement.source import Answer
 from app.settings import Settings
+from streaming.causes import Cause
 from streaming.counters import FetchCounters
-from streaming.credentials import choose, unreadable_token
+from streaming.credentials import choose
 from streaming.describe import Description, describe
 from streaming.errors import CheckpointError, SourceError, StreamingError
-from streaming.options import HOST_STAGING, SourceOptions
+from streaming.exception_causes import cause_of_exception, detail_of_exception, is_untrusted
+from streaming.options import HOST_STAGING, AzureOptions, SourceOptions
 from streaming.retrying import Retries, RetryingSource
 from streaming.source import open_source
 from streaming.staging import Staging
+from streaming.token_errors import PUBLIC_CLOUD, WORKLOAD_IDENTITY, TokenAnswer, token_error
 from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
+from streaming.workload_identity import unreadable_token
 
 _RANGE_BYTES = 8 << 20
 _MOST_RETRIES = 2
@@ -140,9 +144,28 @@ class SourceChecks:
             return skipped("credential", "the source takes none" if none else of_aws)
         azure = self._settings.storage.source_options().azure
         self._credential = choose(azure)
-        if self._credential == "workload-identity" and (flaw := unreadable_token(azure)):
-            return failed("credential", SOURCE, flaw.found, flaw.remedy)
+        if self._credential == WORKLOAD_IDENTITY:
+            if flaw := unreadable_token(azure):
+                return failed("credential", SOURCE, flaw.found, flaw.remedy)
+            self._reach_authority(azure)
         return judgement.judge_credential(self._credential, azure, datetime.now(UTC))
+
+    def _reach_authority(self, azure: AzureOptions) -> None:
+        """Connect to who gives tokens: a network that lets nothing through would take the time of every read, one after another.
+
+        Raises:
+            TokenUnavailable: Nobody is there.
+        """
+        authority = urlsplit(azure.authority_host or PUBLIC_CLOUD)
+        if self._not_direct(authority):
+            return
+        timeout_s = min(self._settings.storage.connect_timeout_s, self._deadline.left_s * _SHARE)
+        try:
+            self._deadline.run(lambda: _ask(authority, timeout_s))
+        except (OSError, http.client.HTTPException, Late) as error:
+            cause = Cause.TIMEOUT if isinstance(error, Late) else cause_of_exception(error, Cause.CONNECT)
+            answer = TokenAnswer(cause=cause, detail=detail_of_exception(error), is_untrusted=is_untrusted(error))
+            raise token_error(WORKLOAD_IDENTITY, azure, answer) from error
 
     def _describe(self) -> Finding:
         start_s = time.monotonic()

@@ -198,6 +198,31 @@ def test_an_identity_that_gets_no_token(azurite, tmp_path, status):
     assert "s3cret" not in as_json("", "cpu", list(found.values()), 1)
 
 
+def test_an_authority_that_cannot_be_reached(azurite, tmp_path):
+    """A network that drops what goes there is told before every read waits for it in turn."""
+    token = tmp_path / "token"
+    token.write_text("of the pod")
+    with socket.socket() as full:  # nobody accepts: what comes behind the first connections is dropped
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first = [socket.socket() for _ in range(2)]
+        for waiting in first:
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        environ = {
+            **IDENTITY,
+            "AZURE_FEDERATED_TOKEN_FILE": str(token),
+            "AZURE_AUTHORITY_HOST": f"https://127.0.0.1:{full.getsockname()[1]}/",
+            "AZURE_STORAGE_BLOB_ENDPOINT": azurite.endpoint,
+        }
+        found = checks("az://models/x", "--connect-timeout", "0.5", environ=environ)
+        for waiting in first:
+            waiting.close()
+    assert statuses(found, "connection", "credential", "metadata") == (OK, FAILED, SKIPPED)
+    assert "got no token from Entra ID at 127.0.0.1" in found["credential"].detail
+    assert "no answer (timeout)" in found["credential"].detail
+
+
 @pytest.mark.parametrize(
     ("status", "part"), [(401, "access denied (401)"), (403, "access denied (403)"), (404, "nothing"), (503, "503")]
 )

@@ -182,7 +182,8 @@ def test_a_role_may_take_a_while_to_spread(blob: Path, monkeypatch, identity: bo
     (blob / "account" / "models").mkdir(parents=True)
     (blob / "account" / "models" / "blob").write_bytes(CONTENT)
     refusal = Fault(status=403, body=BUSY.format("AuthorizationPermissionMismatch").encode())
-    monkeypatch.setattr("streaming.credentials.is_identity", lambda azure: identity)
+    named = ("workload-identity", AzureOptions()) if identity else None
+    monkeypatch.setattr("streaming.credentials.identity_of", lambda azure: named)
     with BlobServer(blob, hook=first(2, refusal)) as server:
         azure = AzureOptions(account_name="account", endpoint=f"{server.url}/account", account_key="c2VjcmV0")
         options = SourceOptions(azure=azure, max_retries=3)

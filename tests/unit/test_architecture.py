@@ -104,7 +104,7 @@ def test_text_knows_neither_http_nor_engine():
     ("module", "owner"),
     [
         ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
-        ("azure.identity", {"streaming/credentials.py"}),
+        ("azure.identity", {"streaming/identity.py"}),
         # staging.py and upload.py only name the type of the client that blob_client.py opens.
         (
             "azure.storage",

@@ -7,7 +7,7 @@ import pytest
 
 from streaming import credentials
 from streaming.errors import AccessDenied
-from streaming.options import AzureOptions
+from streaming.options import AzureOptions, SourceOptions
 
 KEY = "a2V5"
 EVERYTHING = {
@@ -71,8 +71,12 @@ def test_a_connection_string_without_a_secret_is_refused():
         credentials.store_arguments(AzureOptions(connection_string="AccountName=a"))
 
 
+def as_sdk_credential(azure):
+    return credentials.sdk_credential(SourceOptions(azure=azure))
+
+
 @pytest.mark.parametrize("key", ["s3cr3t!", "s3cr3t==a", "czNj cjN0", "czNjcjN", "schlüssel"])
-@pytest.mark.parametrize("become", [credentials.store_arguments, credentials.sdk_credential])
+@pytest.mark.parametrize("become", [credentials.store_arguments, as_sdk_credential])
 def test_a_key_that_is_no_base64_is_told_as_such(key, become):
     """Before anybody is asked, by where it was given, and without a part of it: no role would help."""
     text = f"AccountName=a;AccountKey={key}"
@@ -124,3 +128,21 @@ def test_a_token_file_that_is_missing_is_named(tmp_path):
         credentials.store_arguments(azure)
     path.write_text("token")
     assert credentials.store_arguments(azure)["config"]["federated_token_file"] == str(path)
+
+
+def test_the_authority_of_the_webhook_is_no_path(tmp_path):
+    """It closes AZURE_AUTHORITY_HOST with a slash: the tenant follows it without another."""
+    path = tmp_path / "token"
+    path.write_text("token")
+    given = IDENTITY | {"federated_token_file": str(path), "authority_host": "https://login.microsoftonline.com/"}
+    config = credentials.store_arguments(AzureOptions(account_name="a", **given))["config"]
+    assert config["authority_host"] == "https://login.microsoftonline.com"
+
+
+def test_an_authority_without_tls_is_refused_by_azures_client(tmp_path):
+    """One line instead of a ValueError: a token would be sent in the open."""
+    path = tmp_path / "token"
+    path.write_text("token")
+    given = IDENTITY | {"federated_token_file": str(path), "authority_host": "http://127.0.0.1:9"}
+    with pytest.raises(AccessDenied, match=r"'http://127.0.0.1:9' is an invalid authority.*: check AZURE_CLIENT_ID"):
+        as_sdk_credential(AzureOptions(account_name="a", **given))

@@ -11,9 +11,17 @@ from datetime import UTC, datetime
 from urllib.parse import parse_qs
 
 from app.preflight.finding import SOURCE, Finding, failed, ok, refused, shown_bytes, skipped, warning
-from streaming.credentials import half_identity
-from streaming.errors import AccessDenied, BlobNotFound, CheckpointError, RangesIgnored, SourceError, StreamingError
+from streaming.errors import (
+    AccessDenied,
+    BlobNotFound,
+    CheckpointError,
+    RangesIgnored,
+    SourceError,
+    StreamingError,
+    TokenUnavailable,
+)
 from streaming.options import AzureOptions
+from streaming.workload_identity import half_identity
 
 _IDENTITIES = ("workload-identity", "managed-identity", "default")
 # Storage refuses requests that are dated further off, and SAS tokens begin or end too soon.
@@ -164,7 +172,7 @@ def unread(name: str, error: StreamingError, credential: str) -> Finding:
         if not was_read:  # no token, or no credential at all: told already
             return refused(name, error)
         return failed(name, SOURCE, found, _denied_action(error.said, credential), said=error.said)
-    if isinstance(error, BlobNotFound | RangesIgnored):
+    if isinstance(error, BlobNotFound | RangesIgnored | TokenUnavailable):
         return refused(name, error)
     remedy = "check that the service is up, and what lies between: network policy, firewall, proxy, private endpoint"
     return failed(name, SOURCE, str(error), remedy)
