@@ -62,9 +62,11 @@ LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532
 
 FROM base AS gpu
-# What NVIDIA's container runtime puts in, where no device plugin says so.
+# What NVIDIA's container runtime puts in, where no device plugin says so; and where, which is a part of what Triton finds its
+# module by, so that it is the same for what is compiled here.
 ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    TRITON_LIBCUDA_PATH=/usr/lib/x86_64-linux-gnu
 ARG TORCH_VERSION=2.13.0
 ARG CUDA_TORCH_INDEX=https://download.pytorch.org/whl/cu130
 RUN --mount=type=bind,from=build,source=/build,target=/mnt \
@@ -77,14 +79,17 @@ RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
     /mnt/install --no-deps /mnt/dist/*.whl \
     && /mnt/venv/bin/python -m cyclonedx_py environment --output-reproducible --output-file /opt/coldstream/sbom.cdx.json /opt/coldstream/bin/python
 
-# What every new pod would compile in its first seconds, and the one module for which Triton calls a C compiler.
-# Debian keeps only the newest version of a package, so one that is named here would be gone some day.
+# What every new pod would compile in its first seconds, and the one module for which Triton calls a C compiler: linked against
+# an empty library of the driver's name. Debian keeps only the newest version of a package, so one that is named here would be gone some day.
 FROM gpu AS kernels
 # hadolint ignore=DL3008
 RUN test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
     && apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
-    && apt-get clean && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/* \
+    && mkdir /driver \
+    && gcc -shared -Wl,-soname,libcuda.so.1 -o /driver/libcuda.so.1 -x c /dev/null \
+    && ln -s /driver/libcuda.so.1 "${TRITON_LIBCUDA_PATH}/"
 COPY image/models models
 ARG KERNEL_CAPABILITIES=80,90
 RUN python3 -m app.engine.kernels_ahead --driver-module --into /opt/coldstream/kernels --capabilities "${KERNEL_CAPABILITIES}" models/*.json
@@ -92,6 +97,10 @@ RUN python3 -m app.engine.kernels_ahead --driver-module --into /opt/coldstream/k
 FROM gpu AS cuda
 COPY --from=kernels /opt/coldstream/kernels /opt/coldstream/kernels
 ENV COLDSTREAM_KERNELS_DIR=/opt/coldstream/kernels
+# Once more, which finds all of it: without a compiler it would fail, where Triton looked for its module by something else.
+ARG KERNEL_CAPABILITIES=80,90
+RUN --mount=type=bind,from=kernels,source=/driver,target=/driver --mount=type=bind,source=image/models,target=/models \
+    LD_LIBRARY_PATH=/driver python3 -m app.engine.kernels_ahead --driver-module --into "${COLDSTREAM_KERNELS_DIR}" --capabilities "${KERNEL_CAPABILITIES}" /models/*.json
 ARG REVISION=""
 LABEL org.opencontainers.image.revision="${REVISION}"
 USER 65532:65532

@@ -9,8 +9,8 @@ from pathlib import Path
 def link_compiled(compiled: Path, cache: Path) -> int:
     """Give `cache` a link to every folder of `compiled` that it lacks; how many it got.
 
-    Links, since `compiled` may be read-only and `cache` is where the rest is compiled to. Those to a folder that is gone,
-    of an older image say, are removed: Triton would fail on them.
+    Links, since `compiled` may be read-only and `cache` is where the rest is compiled to. Links to a folder that is gone, of an
+    older image say, are removed: Triton would fail on them. An empty folder is what a compilation leaves that failed.
 
     Raises:
         OSError: There is no `compiled`, or no way to write `cache`.
@@ -21,7 +21,10 @@ def link_compiled(compiled: Path, cache: Path) -> int:
             entry.unlink(missing_ok=True)
     linked = 0
     for folder in compiled.iterdir():
+        link = cache / folder.name
+        with contextlib.suppress(OSError):  # not there, or not empty
+            link.rmdir()
         with contextlib.suppress(FileExistsError):  # compiled here, or another engine was first
-            (cache / folder.name).symlink_to(folder.absolute())
+            link.symlink_to(folder.absolute())
             linked += 1
     return linked

@@ -8,12 +8,9 @@ construction: shapes, types, alignments and options are not written down a secon
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,26 +98,17 @@ def compile_kernels(config_json: bytes, capability: int) -> None:
 
 
 def compile_driver_module() -> None:
-    """Compile the module by which Triton calls CUDA's driver, which each machine would need a C compiler for.
+    """Compile the module by which Triton calls CUDA's driver, for which each machine would need a C compiler.
 
-    It is linked against an empty library of the driver's name, and none of its functions is called.
+    None of the driver's functions is called: an empty library of its name will do.
 
     Raises:
-        OSError: There is no C compiler.
-        subprocess.CalledProcessError: It lacks Python's headers, say.
+        Exception: What Triton raises without a C compiler, Python's headers or `libcuda.so.1`.
     """
-    from triton import knobs
     from triton.backends.nvidia.driver import CudaUtils
 
-    name = "libcuda.so.1"
-    with tempfile.TemporaryDirectory() as folder:
-        library = str(Path(folder, name))
-        command = ["gcc", "-shared", f"-Wl,-soname,{name}", "-o", library, "-x", "c", "/dev/null"]
-        subprocess.run(command, check=True)
-        ctypes.CDLL(library)  # found by its name from now on
-        knobs.nvidia.libcuda_path = folder
-        sys.setdlopenflags(os.RTLD_LAZY)
-        CudaUtils()
+    sys.setdlopenflags(os.RTLD_LAZY)
+    CudaUtils()
 
 
 def main(words: Sequence[str] | None = None) -> int:

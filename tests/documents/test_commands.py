@@ -41,6 +41,7 @@ def docker_parser() -> argparse.ArgumentParser:
     for flag in ("--target", "--tag"):
         build.add_argument(flag, required=True)
     build.add_argument("--build-arg", action="append", default=[])
+    build.add_argument("--platform")
     build.add_argument("context")
     run = commands.add_parser("run", allow_abbrev=False)
     for flag in ("--rm", "--read-only"):
@@ -93,7 +94,7 @@ def test_every_build_argument_is_in_the_table():
     table = re.findall(r"^\| (`[A-Z].*?) \| (.*?) \|", (ROOT / "docs" / "image.md").read_text(), re.MULTILINE)
     named = {name: value for cell, value in table for name in re.findall(r"`(\w+)`", cell)}
     assert named.keys() == declared.keys()
-    for name in ("BASE_IMAGE", "TORCH_VERSION"):
+    for name in ("BASE_IMAGE", "TORCH_VERSION", "KERNEL_CAPABILITIES"):
         assert named[name] == f"`{declared[name]}`"
     for name in ("CPU_TORCH_INDEX", "CUDA_TORCH_INDEX"):
         assert f"`{declared[name].partition('.org/')[2]}`" in named[name]

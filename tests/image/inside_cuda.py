@@ -1,6 +1,6 @@
 """What the image for GPUs has compiled: run in a container of it without a GPU. Prints one JSON object.
 
-`/stub` has an empty library of the name of CUDA's driver, `/models` a config.json that the image's kernels are for.
+`/stub` has an empty library of the name of CUDA's driver, `/models` the config.json that the image's kernels are for.
 """
 
 import ctypes
@@ -19,7 +19,6 @@ from app.engine.kernels_ahead import compile_kernels
 compiled, cache = Path(os.environ["COLDSTREAM_KERNELS_DIR"]), Path(knobs.cache.dir)
 linked = link_compiled(compiled, cache)
 ctypes.CDLL("/stub/libcuda.so.1")
-knobs.nvidia.libcuda_path = "/stub"
 sys.setdlopenflags(os.RTLD_LAZY)
 from triton.backends.nvidia.driver import CudaUtils  # noqa: E402 - it looks for the driver
 

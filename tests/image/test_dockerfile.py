@@ -17,7 +17,7 @@ from tests.manifests import VARIANTS, environment, pods
 
 TARGETS = ("cpu", "cuda")
 # Variables that lead to what nobody writes.
-READ = ("PATH", "COLDSTREAM_KERNELS_DIR")
+READ = ("PATH", "COLDSTREAM_KERNELS_DIR", "TRITON_LIBCUDA_PATH")
 
 
 def stages():
