@@ -83,9 +83,10 @@ def run_all(tiny_model, tmp_path):
     last_words.touch()
 
     def run(environ):
-        quick = {"COLDSTREAM_MAX_RETRIES": "1", "COLDSTREAM_TERMINATION_LOG": str(last_words)} | environ
+        quick = {"COLDSTREAM_MAX_RETRIES": "1"} | environ
+        own = {"COLDSTREAM_TERMINATION_LOG": str(last_words)}  # or push would write over it
         with ThreadPoolExecutor(3) as pool:
-            serves = pool.submit(serve, URI, "--device", "cpu", environ=quick)
+            serves = pool.submit(serve, URI, "--device", "cpu", environ=quick | own)
             pushes = pool.submit(coldstream, "push", str(tiny_model.folder), URI, environ=quick)
             looks = pool.submit(coldstream, "preflight", URI, "--device", "cpu", "--json", environ=quick)
             return serves.result(), pushes.result(), looks.result(), last_words.read_text()
