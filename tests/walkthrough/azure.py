@@ -41,9 +41,16 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "acr repository show": (("--name", "--image"), ("--output",)),
     "acr run": (("--registry", "--file", "--set"), ("--timeout",)),
     "aks show": ((_GROUP, "--name"), _SHOW),
+    "aks update": (
+        (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
+        ("--attach-acr", "--output"),
+    ),
     "aks create": (
         (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
-        ("--location", "--node-count", "--node-vm-size", "--attach-acr", "--generate-ssh-keys", "--output"),
+        (
+            *("--location", "--node-count", "--node-vm-size", "--attach-acr", "--generate-ssh-keys", "--output"),
+            *("--network-plugin", "--network-plugin-mode", "--network-dataplane"),
+        ),
     ),
     "aks get-credentials": ((_GROUP, "--name"), ("--context", "--overwrite-existing")),
     "aks nodepool show": (_POOL, _SHOW),
@@ -52,6 +59,7 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("--mode", "--node-count", "--node-taints", "--enable-managed-gpu", "--output"),
     ),
     "aks nodepool scale": ((*_POOL, "--node-count"), ("--output",)),
+    "aks nodepool delete": (_POOL, ("--output",)),
     "storage account create": (
         (_GROUP, "--name", "--kind", "--sku"),
         ("--location", "--min-tls-version", "--allow-blob-public-access", "--allow-shared-key-access", "--output"),
@@ -155,27 +163,55 @@ def _acr_repository_show(world: World, flags: Json) -> None:
 def _acr_run(world: World, flags: Json) -> None:
     """The task is a file of the context: with a context, the real one does not read stdin."""
     registry = world.resource("registry", flags["--registry"])
-    name, _, image = flags["--set"].partition("=")
-    task = yaml.safe_load((ROOT / flags["--file"]).read_text().replace(f"{{{{.Values.{name}}}}}", image))
-    build, push = task["steps"]
+    values = dict(each.split("=", 1) for each in flags["--set"].splitlines())
+    text = (ROOT / flags["--file"]).read_text()
+    build, push = yaml.safe_load(re.sub(r"{{\.Values\.(\w+)}}", lambda name: values[name[1]], text))["steps"]
+    image, revision = values["image"], values["revision"]
     if "DOCKER_BUILDKIT=1" not in build["env"]:
         raise Refused(1, "the --mount option requires BuildKit")
-    if push["push"] != [image] or build["build"] != f"--tag {image} --target cuda --file Dockerfile .":
+    words = f"--tag {image} --build-arg REVISION={revision} --target cuda --file Dockerfile ."
+    if push["push"] != [image] or build["build"] != words:
         raise Refused(1, f"{image} is not what is built and pushed")
-    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP]}
+    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP], "revision": revision}
 
 
 def _aks_show(world: World, flags: Json) -> str:
-    return (
-        f"https://{world.resource('cluster', flags['--name'])['--location']}.oic.prod-aks.azure.com/{flags['--name']}/"
-    )
+    cluster = world.resource("cluster", flags["--name"])
+    said = {
+        "provisioningState": cluster["state"],
+        "oidcIssuerProfile.issuerUrl": f"https://{cluster['--location']}.oic.prod-aks.azure.com/{flags['--name']}/",
+    }
+    return str(said[flags["--query"]])
 
 
 def _aks_create(world: World, flags: Json) -> None:
     world.resource("registry", flags["--attach-acr"])
     if f"cluster/{flags['--name']}" in world.resources:
         raise Refused(1, f"The cluster '{flags['--name']}' already exists. Please use command 'az aks update'")
-    _put(world, "cluster", flags["--name"], flags)
+    if flags.get("--network-dataplane") == "cilium" and flags.get("--network-plugin") != "azure":
+        raise Refused(1, "Cilium dataplane requires network plugin azure")
+    _put(world, "cluster", flags["--name"], flags | {"state": "Creating"})
+    _settle(world, world.resource("cluster", flags["--name"]), "cluster")
+
+
+def _aks_update(world: World, flags: Json) -> None:
+    world.resource("registry", flags["--attach-acr"])
+    cluster = world.resource("cluster", flags["--name"])
+    cluster.update(flags)
+    _settle(world, cluster, "cluster")
+
+
+def _settle(world: World, resource: Json, kind: str) -> None:
+    """End an operation: what could not be allocated stays, and says that it is Failed.
+
+    Raises:
+        Refused: Azure has no VM for it now.
+    """
+    scarce = world.scarce.get(kind, 0)
+    resource["state"] = "Failed" if scarce else "Succeeded"
+    if scarce:
+        world.scarce[kind] = scarce - 1
+        raise Refused(1, "(AllocationFailed) Allocation failed: no capacity for the requested VM size in this region")
 
 
 def _aks_get_credentials(world: World, flags: Json) -> None:
@@ -187,7 +223,9 @@ def _aks_get_credentials(world: World, flags: Json) -> None:
 
 
 def _aks_nodepool_show(world: World, flags: Json) -> str:
-    return str(world.resource("pool", flags["--name"])["--node-count"])
+    pool = world.resource("pool", flags["--name"])
+    said = {"name": flags["--name"], "count": pool["--node-count"], "provisioningState": pool["state"]}
+    return str(said[flags["--query"]])
 
 
 def _aks_nodepool_add(world: World, flags: Json) -> None:
@@ -198,7 +236,20 @@ def _aks_nodepool_add(world: World, flags: Json) -> None:
         world.resource("extension", "aks-preview")
         if not world.resource("provider", _SERVICE)["knows the feature"]:
             raise Refused(1, f"(FeatureNotRegistered) {FEATURE}")
-    _put(world, "pool", flags["--name"], flags)
+    _put(world, "pool", flags["--name"], flags | {"nodes": "0"})
+    _resize(world, world.resource("pool", flags["--name"]))
+
+
+def _resize(world: World, pool: Json) -> None:
+    """The pool has the number that it was asked for at once, and the nodes if Azure has them."""
+    if int(pool["--node-count"]) > int(pool["nodes"]):
+        _settle(world, pool, "pool")
+    pool |= {"nodes": pool["--node-count"], "state": "Succeeded"}
+
+
+def _aks_nodepool_delete(world: World, flags: Json) -> None:
+    if world.resources.pop(f"pool/{flags['--name']}", None) is None:
+        raise Refused(1, f"Node pool {flags['--name']} doesnt exist")
 
 
 def _aks_nodepool_scale(world: World, flags: Json) -> None:
@@ -206,6 +257,7 @@ def _aks_nodepool_scale(world: World, flags: Json) -> None:
     if pool["--node-count"] == flags["--node-count"]:
         raise Refused(1, "The new node count is the same as the current node count.")
     pool["--node-count"] = flags["--node-count"]
+    _resize(world, pool)
 
 
 def _storage_account_create(world: World, flags: Json) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from tests.walkthrough.workload import SERVER, settings
 from tests.walkthrough.world import Call, Refused, World, usage
 
-COMMIT = "0123456789ab"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _WITH_VALUE = {"--data", "--header", "--output"}
 _SWITCHES = {"--fail", "--no-buffer", "--show-error", "--silent"}
 
@@ -61,8 +61,8 @@ def _split(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def git(world: World, call: Call) -> str:
-    """The commit's abbreviation; nothing else is asked for."""
-    if call.argv != ["rev-parse", "--short=12", "HEAD"]:
+    """The commit; nothing else is asked for."""
+    if call.argv != ["rev-parse", "HEAD"]:
         usage("git", " ".join(call.argv))
     return COMMIT
 
