@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-
 # What a reader does behind a block: goes on only if it has not failed.
 _LOOK = "(exit $?) || exit\n"
 

@@ -168,6 +168,19 @@ def test_two_identities_with_a_role_each_on_the_container_alone(walks):
         }
 
 
+def test_the_image_says_which_commit_it_is_of(walks):
+    """All of it; its tag has the beginning."""
+    assert walks[0].world.resources[f"image/{IMAGE}"]["revision"] == COMMIT
+
+
+def test_the_cluster_enforces_policies_of_the_network(walks):
+    """Or `components/networkpolicy` would do nothing in it."""
+    cluster = walks[0].world.resources["cluster/coldstream"]
+    assert [cluster[f"--network-{part}"] for part in ("plugin", "plugin-mode", "dataplane")] == [
+        *("azure", "overlay", "cilium")
+    ]
+
+
 def test_the_hubs_token_is_in_no_command_line(walks):
     """Nor on any output; the Secret has it."""
     for run, world in walks[:2]:
