@@ -61,10 +61,11 @@ def _split(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def git(world: World, call: Call) -> str:
-    """The commit; nothing else is asked for."""
-    if call.argv != ["rev-parse", "HEAD"]:
-        usage("git", " ".join(call.argv))
-    return COMMIT
+    """The commit, and its abbreviation; nothing else is asked for."""
+    said = {"rev-parse HEAD": COMMIT, "rev-parse --short=12 HEAD": COMMIT[:12]}
+    if (asked := " ".join(call.argv)) not in said:
+        usage("git", asked)
+    return said[asked]
 
 
 def sleep(world: World, call: Call) -> str:

@@ -44,7 +44,7 @@ def test_every_wait_has_a_bound():
             assert "--timeout=" in line
 
 
-NEW_COMMIT = ("git rev-parse HEAD", "echo another")
+NEW_COMMIT = ("git rev-parse --short=12 HEAD", "echo another")
 
 
 @pytest.mark.parametrize(
