@@ -1,7 +1,6 @@
 """A stand-in for `az`: what it remembers is enough to say no where the real one does.
 
-Takes a command line, changes the world, gives what the command prints. A command or a flag that is not listed here is
-refused: the list is what the real one has, as far as the walkthrough uses it.
+Takes a command line, changes the world, gives what the command prints. Which commands and flags there are is `azure_flags`' to say.
 """
 
 from __future__ import annotations
@@ -11,76 +10,13 @@ import re
 import yaml
 
 from tests.coldstream import ROOT
-from tests.walkthrough.world import Call, Json, Refused, World, split, usage
+from tests.walkthrough.azure_flags import understood
+from tests.walkthrough.world import Call, Json, Refused, World
 
 SUBSCRIPTION = "0a1b2c3d-1111-2222-3333-444455556666"
 FEATURE = "ManagedGPUExperiencePreview"
-_SWITCHES = {
-    "--enable-oidc-issuer",
-    "--enable-workload-identity",
-    "--generate-ssh-keys",
-    "--overwrite-existing",
-    "--upgrade",
-    "--wait",
-    "--yes",
-}
 _SERVICE = "Microsoft.ContainerService"
 _GROUP = "--resource-group"
-_POOL = (_GROUP, "--cluster-name", "--name")
-_SHOW = ("--query", "--output")
-# Flags that a command must have, and others that it may have.
-_COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "account show": ((), _SHOW),
-    "login": ((), ()),
-    "provider register": (("--namespace",), ("--wait",)),
-    "group create": (("--name", "--location"), ("--output",)),
-    "group exists": (("--name",), ()),
-    "group delete": (("--name", "--yes"), ()),
-    "acr show": (("--name",), (_GROUP, *_SHOW)),
-    "acr create": ((_GROUP, "--name", "--sku"), ("--location", "--output")),
-    "acr repository show": (("--name", "--image"), ("--output",)),
-    "acr run": (("--registry", "--file", "--set"), ("--timeout",)),
-    "aks show": ((_GROUP, "--name"), _SHOW),
-    "aks update": (
-        (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
-        ("--attach-acr", "--output"),
-    ),
-    "aks create": (
-        (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
-        (
-            *("--location", "--node-count", "--node-vm-size", "--attach-acr", "--generate-ssh-keys", "--output"),
-            *("--network-plugin", "--network-plugin-mode", "--network-dataplane"),
-        ),
-    ),
-    "aks get-credentials": ((_GROUP, "--name"), ("--context", "--overwrite-existing")),
-    "aks nodepool show": (_POOL, _SHOW),
-    "aks nodepool add": (
-        (*_POOL, "--node-vm-size"),
-        ("--mode", "--node-count", "--node-taints", "--enable-managed-gpu", "--output"),
-    ),
-    "aks nodepool scale": ((*_POOL, "--node-count"), ("--output",)),
-    "aks nodepool delete": (_POOL, ("--output",)),
-    "storage account create": (
-        (_GROUP, "--name", "--kind", "--sku"),
-        ("--location", "--min-tls-version", "--allow-blob-public-access", "--allow-shared-key-access", "--output"),
-    ),
-    "storage account show": ((_GROUP, "--name"), _SHOW),
-    "storage container-rm create": (("--storage-account", "--name"), (_GROUP, "--output")),
-    "identity create": ((_GROUP, "--name"), ("--location", "--output")),
-    "identity show": ((_GROUP, "--name"), _SHOW),
-    "identity federated-credential create": (
-        (_GROUP, "--identity-name", "--name", "--issuer", "--subject", "--audiences"),
-        ("--output",),
-    ),
-    "role assignment create": (
-        ("--role", "--scope", "--assignee-object-id", "--assignee-principal-type"),
-        ("--output",),
-    ),
-    "extension add": (("--name",), ("--upgrade", "--yes")),
-    "feature register": (("--namespace", "--name"), ("--output",)),
-    "feature show": (("--namespace", "--name"), _SHOW),
-    "vm list-usage": (("--location",), _SHOW),
-}
 
 
 def az(world: World, call: Call) -> str:
@@ -89,17 +25,7 @@ def az(world: World, call: Call) -> str:
     Raises:
         Refused: The real one would end with this exit code.
     """
-    words, flags = split(call.argv)
-    name = " ".join(words).removesuffix(" .")
-    if name not in _COMMANDS:
-        usage("az", f"{name!r} is no command that is known here")
-    must, may = _COMMANDS[name]
-    if strange := flags.keys() - {*must, *may}:
-        usage("az", f"unrecognized arguments of {name}: {sorted(strange)}")
-    if missing := [flag for flag in must if flag not in flags]:
-        usage("az", f"{name} requires {missing}")
-    if empty := [flag for flag, value in flags.items() if not value and flag not in _SWITCHES]:
-        usage("az", f"{name}: expected one argument for {empty}")
+    name, flags = understood(call)
     if name not in ("login", "account show"):
         world.resource("login", "me")
     act = globals().get(f"_{re.sub('[ -]', '_', name)}")
