@@ -1,7 +1,6 @@
 """A stand-in for `az`: what it remembers is enough to say no where the real one does.
 
-Takes a command line, changes the world, gives what the command prints. A command or a flag that is not listed here is
-refused: the list is what the real one has, as far as the walkthrough uses it.
+Takes a command line, changes the world, gives what the command prints. Which commands and flags there are is `azure_flags`' to say.
 """
 
 from __future__ import annotations
@@ -11,68 +10,13 @@ import re
 import yaml
 
 from tests.coldstream import ROOT
-from tests.walkthrough.world import Call, Json, Refused, World, split, usage
+from tests.walkthrough.azure_flags import understood
+from tests.walkthrough.world import Call, Json, Refused, World
 
 SUBSCRIPTION = "0a1b2c3d-1111-2222-3333-444455556666"
 FEATURE = "ManagedGPUExperiencePreview"
-_SWITCHES = {
-    "--enable-oidc-issuer",
-    "--enable-workload-identity",
-    "--generate-ssh-keys",
-    "--overwrite-existing",
-    "--upgrade",
-    "--wait",
-    "--yes",
-}
 _SERVICE = "Microsoft.ContainerService"
 _GROUP = "--resource-group"
-_POOL = (_GROUP, "--cluster-name", "--name")
-_SHOW = ("--query", "--output")
-# Flags that a command must have, and others that it may have.
-_COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "account show": ((), _SHOW),
-    "login": ((), ()),
-    "provider register": (("--namespace",), ("--wait",)),
-    "group create": (("--name", "--location"), ("--output",)),
-    "group exists": (("--name",), ()),
-    "group delete": (("--name", "--yes"), ()),
-    "acr show": (("--name",), (_GROUP, *_SHOW)),
-    "acr create": ((_GROUP, "--name", "--sku"), ("--location", "--output")),
-    "acr repository show": (("--name", "--image"), ("--output",)),
-    "acr run": (("--registry", "--file", "--set"), ("--timeout",)),
-    "aks show": ((_GROUP, "--name"), _SHOW),
-    "aks create": (
-        (_GROUP, "--name", "--enable-oidc-issuer", "--enable-workload-identity"),
-        ("--location", "--node-count", "--node-vm-size", "--attach-acr", "--generate-ssh-keys", "--output"),
-    ),
-    "aks get-credentials": ((_GROUP, "--name"), ("--context", "--overwrite-existing")),
-    "aks nodepool show": (_POOL, _SHOW),
-    "aks nodepool add": (
-        (*_POOL, "--node-vm-size"),
-        ("--mode", "--node-count", "--node-taints", "--enable-managed-gpu", "--output"),
-    ),
-    "aks nodepool scale": ((*_POOL, "--node-count"), ("--output",)),
-    "storage account create": (
-        (_GROUP, "--name", "--kind", "--sku"),
-        ("--location", "--min-tls-version", "--allow-blob-public-access", "--allow-shared-key-access", "--output"),
-    ),
-    "storage account show": ((_GROUP, "--name"), _SHOW),
-    "storage container-rm create": (("--storage-account", "--name"), (_GROUP, "--output")),
-    "identity create": ((_GROUP, "--name"), ("--location", "--output")),
-    "identity show": ((_GROUP, "--name"), _SHOW),
-    "identity federated-credential create": (
-        (_GROUP, "--identity-name", "--name", "--issuer", "--subject", "--audiences"),
-        ("--output",),
-    ),
-    "role assignment create": (
-        ("--role", "--scope", "--assignee-object-id", "--assignee-principal-type"),
-        ("--output",),
-    ),
-    "extension add": (("--name",), ("--upgrade", "--yes")),
-    "feature register": (("--namespace", "--name"), ("--output",)),
-    "feature show": (("--namespace", "--name"), _SHOW),
-    "vm list-usage": (("--location",), _SHOW),
-}
 
 
 def az(world: World, call: Call) -> str:
@@ -81,17 +25,7 @@ def az(world: World, call: Call) -> str:
     Raises:
         Refused: The real one would end with this exit code.
     """
-    words, flags = split(call.argv)
-    name = " ".join(words).removesuffix(" .")
-    if name not in _COMMANDS:
-        usage("az", f"{name!r} is no command that is known here")
-    must, may = _COMMANDS[name]
-    if strange := flags.keys() - {*must, *may}:
-        usage("az", f"unrecognized arguments of {name}: {sorted(strange)}")
-    if missing := [flag for flag in must if flag not in flags]:
-        usage("az", f"{name} requires {missing}")
-    if empty := [flag for flag, value in flags.items() if not value and flag not in _SWITCHES]:
-        usage("az", f"{name}: expected one argument for {empty}")
+    name, flags = understood(call)
     if name not in ("login", "account show"):
         world.resource("login", "me")
     act = globals().get(f"_{re.sub('[ -]', '_', name)}")
@@ -155,27 +89,55 @@ def _acr_repository_show(world: World, flags: Json) -> None:
 def _acr_run(world: World, flags: Json) -> None:
     """The task is a file of the context: with a context, the real one does not read stdin."""
     registry = world.resource("registry", flags["--registry"])
-    name, _, image = flags["--set"].partition("=")
-    task = yaml.safe_load((ROOT / flags["--file"]).read_text().replace(f"{{{{.Values.{name}}}}}", image))
-    build, push = task["steps"]
+    values = dict(each.split("=", 1) for each in flags["--set"].splitlines())
+    text = (ROOT / flags["--file"]).read_text()
+    build, push = yaml.safe_load(re.sub(r"{{\.Values\.(\w+)}}", lambda name: values[name[1]], text))["steps"]
+    image, revision = values["image"], values["revision"]
     if "DOCKER_BUILDKIT=1" not in build["env"]:
         raise Refused(1, "the --mount option requires BuildKit")
-    if push["push"] != [image] or build["build"] != f"--tag {image} --target cuda --file Dockerfile .":
+    words = f"--tag {image} --build-arg REVISION={revision} --target cuda --file Dockerfile ."
+    if push["push"] != [image] or build["build"] != words:
         raise Refused(1, f"{image} is not what is built and pushed")
-    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP]}
+    world.resources[f"image/{image}"] = {_GROUP: registry[_GROUP], "revision": revision}
 
 
 def _aks_show(world: World, flags: Json) -> str:
-    return (
-        f"https://{world.resource('cluster', flags['--name'])['--location']}.oic.prod-aks.azure.com/{flags['--name']}/"
-    )
+    cluster = world.resource("cluster", flags["--name"])
+    said = {
+        "provisioningState": cluster["state"],
+        "oidcIssuerProfile.issuerUrl": f"https://{cluster['--location']}.oic.prod-aks.azure.com/{flags['--name']}/",
+    }
+    return str(said[flags["--query"]])
 
 
 def _aks_create(world: World, flags: Json) -> None:
     world.resource("registry", flags["--attach-acr"])
     if f"cluster/{flags['--name']}" in world.resources:
         raise Refused(1, f"The cluster '{flags['--name']}' already exists. Please use command 'az aks update'")
-    _put(world, "cluster", flags["--name"], flags)
+    if flags.get("--network-dataplane") == "cilium" and flags.get("--network-plugin") != "azure":
+        raise Refused(1, "Cilium dataplane requires network plugin azure")
+    _put(world, "cluster", flags["--name"], flags | {"state": "Creating"})
+    _settle(world, world.resource("cluster", flags["--name"]), "cluster")
+
+
+def _aks_update(world: World, flags: Json) -> None:
+    world.resource("registry", flags["--attach-acr"])
+    cluster = world.resource("cluster", flags["--name"])
+    cluster.update(flags)
+    _settle(world, cluster, "cluster")
+
+
+def _settle(world: World, resource: Json, kind: str) -> None:
+    """End an operation: what could not be allocated stays, and says that it is Failed.
+
+    Raises:
+        Refused: Azure has no VM for it now.
+    """
+    scarce = world.scarce.get(kind, 0)
+    resource["state"] = "Failed" if scarce else "Succeeded"
+    if scarce:
+        world.scarce[kind] = scarce - 1
+        raise Refused(1, "(AllocationFailed) Allocation failed: no capacity for the requested VM size in this region")
 
 
 def _aks_get_credentials(world: World, flags: Json) -> None:
@@ -187,7 +149,9 @@ def _aks_get_credentials(world: World, flags: Json) -> None:
 
 
 def _aks_nodepool_show(world: World, flags: Json) -> str:
-    return str(world.resource("pool", flags["--name"])["--node-count"])
+    pool = world.resource("pool", flags["--name"])
+    said = {"name": flags["--name"], "count": pool["--node-count"], "provisioningState": pool["state"]}
+    return str(said[flags["--query"]])
 
 
 def _aks_nodepool_add(world: World, flags: Json) -> None:
@@ -198,7 +162,20 @@ def _aks_nodepool_add(world: World, flags: Json) -> None:
         world.resource("extension", "aks-preview")
         if not world.resource("provider", _SERVICE)["knows the feature"]:
             raise Refused(1, f"(FeatureNotRegistered) {FEATURE}")
-    _put(world, "pool", flags["--name"], flags)
+    _put(world, "pool", flags["--name"], flags | {"nodes": "0"})
+    _resize(world, world.resource("pool", flags["--name"]))
+
+
+def _resize(world: World, pool: Json) -> None:
+    """The pool has the number that it was asked for at once, and the nodes if Azure has them."""
+    if int(pool["--node-count"]) > int(pool["nodes"]):
+        _settle(world, pool, "pool")
+    pool |= {"nodes": pool["--node-count"], "state": "Succeeded"}
+
+
+def _aks_nodepool_delete(world: World, flags: Json) -> None:
+    if world.resources.pop(f"pool/{flags['--name']}", None) is None:
+        raise Refused(1, f"Node pool {flags['--name']} doesnt exist")
 
 
 def _aks_nodepool_scale(world: World, flags: Json) -> None:
@@ -206,6 +183,7 @@ def _aks_nodepool_scale(world: World, flags: Json) -> None:
     if pool["--node-count"] == flags["--node-count"]:
         raise Refused(1, "The new node count is the same as the current node count.")
     pool["--node-count"] = flags["--node-count"]
+    _resize(world, pool)
 
 
 def _storage_account_create(world: World, flags: Json) -> None:

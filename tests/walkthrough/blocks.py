@@ -9,6 +9,9 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+# What a reader does behind a block: goes on only if it has not failed.
+_LOOK = "(exit $?) || exit\n"
+
 
 class Block(NamedTuple):
     """A fenced block: the heading above it, its language, its text."""
@@ -39,7 +42,7 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def script(markdown: str, sections: Collection[str] = (), without: Collection[str] = ()) -> str:
-    """The bash blocks one after another, as they would be pasted, of all sections or of some.
+    """The bash blocks one after another, as they would be pasted, of all sections or of some; it ends behind one that fails.
 
     Args:
         markdown: The file's text.
@@ -47,7 +50,7 @@ def script(markdown: str, sections: Collection[str] = (), without: Collection[st
         without: Sections that are left out.
     """
     chosen = [
-        block.text
+        block.text + _LOOK
         for block in blocks(markdown)
         if block.language == "bash" and block.section not in without and (not sections or block.section in sections)
     ]

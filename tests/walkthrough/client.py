@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from tests.walkthrough.workload import SERVER, settings
 from tests.walkthrough.world import Call, Refused, World, usage
 
-COMMIT = "0123456789ab"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _WITH_VALUE = {"--data", "--header", "--output"}
 _SWITCHES = {"--fail", "--no-buffer", "--show-error", "--silent"}
 
@@ -61,10 +61,11 @@ def _split(words: list[str]) -> tuple[str, dict[str, str]]:
 
 
 def git(world: World, call: Call) -> str:
-    """The commit's abbreviation; nothing else is asked for."""
-    if call.argv != ["rev-parse", "--short=12", "HEAD"]:
-        usage("git", " ".join(call.argv))
-    return COMMIT
+    """The commit, and its abbreviation; nothing else is asked for."""
+    said = {"rev-parse HEAD": COMMIT, "rev-parse --short=12 HEAD": COMMIT[:12]}
+    if (asked := " ".join(call.argv)) not in said:
+        usage("git", asked)
+    return said[asked]
 
 
 def sleep(world: World, call: Call) -> str:

@@ -114,6 +114,8 @@ def _object(world: World, target: str) -> Json:
 
 def _get(world: World, words: list[str], flags: dict[str, str]) -> str:
     kind, *names = words
+    if kind == "nodes" and flags["--output"] == "name":
+        return "\n".join(f"node/aks-{flags['--selector'].rpartition('=')[2]}-{number}" for number in range(gpus(world)))
     if kind == "nodes":
         ready = world.comes_to_pass("gpu", "nodes") and (_PLUGIN in world.objects or _managed(world))
         return "1 " * gpus(world) if ready else ""

@@ -22,7 +22,7 @@ ALL = script(GUIDE)
 DOWN = script(GUIDE, ("Variables", "Tear down"))
 TOKEN = "s3cret-of-the-hub"
 # What the blocks of a later section need of a session.
-BEFORE = ("Variables", "Cluster", "Identities", "Image")
+BEFORE = ("Variables", "Subscription", "Cluster", "Identities", "Image")
 
 
 class Walk(NamedTuple):

@@ -18,11 +18,11 @@ from tests.walkthrough.client import COMMIT
 from tests.walkthrough.guide import GUIDE, TOKEN, UP, flags_by_command, replaced
 
 CONTAINER = f"/storageAccounts/coldstream{SUBSCRIPTION[:8]}/blobServices/default/containers/models"
-IMAGE = f"coldstream{SUBSCRIPTION[:8]}.azurecr.io/coldstream:{COMMIT}"
+IMAGE = f"coldstream{SUBSCRIPTION[:8]}.azurecr.io/coldstream:{COMMIT[:12]}"
 
 
 def test_every_command_succeeds_every_time(walks):
-    """In bash with -euo pipefail: no failure, no variable that is not set, no command that is not there."""
+    """In a bash session: no failure, no variable that is not set, no command that is not there."""
     for run, _ in walks:
         assert run.code == 0, run.errors
         assert "unbound variable" not in run.errors
@@ -90,6 +90,8 @@ def test_what_costs_most_comes_last(walks):
         ("az", "account show"),
         ("az", "login"),
         ("az", "provider register --namespace Microsoft.ContainerService"),
+        ("az", "feature register"),
+        ("az", "vm list-usage"),
         ("az", "group create"),
         ("az", "acr create"),
         ("az", "aks create"),
@@ -103,13 +105,13 @@ def test_what_costs_most_comes_last(walks):
         ("kubectl", "create secret generic hugging-face"),
         ("kubectl", "apply", "(shared, upload)"),
         ("kubectl", "wait --for=condition=complete", "job/coldstream-upload"),
-        ("az", "feature register"),
         ("az", "feature show"),
         ("az", "provider register --namespace Microsoft.ContainerService"),
         ("az", "nodepool add", "--enable-managed-gpu=true"),
         ("kubectl", "get nodes"),
         ("kubectl", "apply", "(shared, preflight)"),
         ("kubectl", "wait --for=condition=complete", "job/coldstream-preflight"),
+        ("kubectl", "delete job coldstream-preflight"),
         ("kubectl", "apply", "(shared, server)"),
         ("kubectl", "rollout status"),
         ("kubectl", "port-forward"),
@@ -164,6 +166,19 @@ def test_two_identities_with_a_role_each_on_the_container_alone(walks):
             "credential/coldstream-uploader/aks": "system:serviceaccount:coldstream:coldstream-uploader",
             "credential/coldstream-server/aks": "system:serviceaccount:coldstream:coldstream",
         }
+
+
+def test_the_image_says_which_commit_it_is_of(walks):
+    """All of it; its tag has the beginning."""
+    assert walks[0].world.resources[f"image/{IMAGE}"]["revision"] == COMMIT
+
+
+def test_the_cluster_enforces_policies_of_the_network(walks):
+    """Or `components/networkpolicy` would do nothing in it."""
+    cluster = walks[0].world.resources["cluster/coldstream"]
+    assert [cluster[f"--network-{part}"] for part in ("plugin", "plugin-mode", "dataplane")] == [
+        *("azure", "overlay", "cilium")
+    ]
 
 
 def test_the_hubs_token_is_in_no_command_line(walks):

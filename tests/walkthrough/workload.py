@@ -17,7 +17,7 @@ _CLIENT_ID = "azure.workload.identity/client-id"
 
 def gpus(world: World) -> int:
     """How many the GPU nodes have, whoever uses them."""
-    return sum(int(pool["--node-count"]) for name, pool in world.resources.items() if name.startswith("pool/"))
+    return sum(int(pool["nodes"]) for name, pool in world.resources.items() if name.startswith("pool/"))
 
 
 def servers(world: World) -> int:
@@ -52,7 +52,7 @@ def why_not(world: World, template: Json, role: str) -> str:
 def _no_node(world: World, spec: Json) -> str:
     pools: list[Json] = [pool for name, pool in world.resources.items() if name.startswith("pool/")]
     size = spec["nodeSelector"]["node.kubernetes.io/instance-type"]
-    fitting = [pool for pool in pools if pool["--node-vm-size"] == size and int(pool["--node-count"])]
+    fitting = [pool for pool in pools if pool["--node-vm-size"] == size and int(pool["nodes"])]
     if not any(_tolerated(pool.get("--node-taints", ""), spec["tolerations"]) for pool in fitting):
         return f"Pending: no node of {size} without a taint that is not tolerated"
     return ""

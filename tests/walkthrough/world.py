@@ -46,6 +46,8 @@ class World:
         self.current_context = ""
         # What shall never come to pass: feature, job, gpu or health.
         self.stuck = ""
+        # How often Azure has no VM for it, by what: cluster or pool.
+        self.scarce: dict[str, int] = {}
         self._asked: dict[str, int] = {}
 
     def comes_to_pass(self, kind: str, which: str) -> bool:
@@ -78,7 +80,7 @@ def usage(program: str, line: str) -> NoReturn:
 
 
 def split(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Words that are no flags, and flags with their values: "" for one that has none."""
+    """Words that are no flags, and flags with their values: "" for one that has none, a line each for one that is repeated."""
     plain: list[str] = []
     flags: dict[str, str] = {}
     while words:
@@ -89,7 +91,7 @@ def split(words: list[str]) -> tuple[list[str], dict[str, str]]:
             name, _, value = word.partition("=")
             flags[name] = value
         elif words and not words[0].startswith("--"):
-            flags[word], *words = words
+            flags[word] = "\n".join([*filter(None, [flags.get(word)]), words.pop(0)])
         else:
             flags[word] = ""
     return plain, flags
