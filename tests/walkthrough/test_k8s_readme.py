@@ -13,6 +13,7 @@ from tests.walkthrough.blocks import script
 from tests.walkthrough.guide import BEFORE, GUIDE, flags_by_command, proof, replaced
 from tests.walkthrough.machine import machine
 from tests.walkthrough.test_aks import IMAGE
+from tests.walkthrough.workload import SERVER, settings
 from tests.walkthrough.world import World
 
 APPLY = script((K8S / "README.md").read_text(), ("Apply",))
@@ -27,7 +28,7 @@ VARIABLES = {
     "UPLOADER_CLIENT_ID": "clientId-of-coldstream-uploader",
 }
 UPLOADER = "role/principalId-of-coldstream-uploader Storage Blob Data Contributor"
-SERVER = "role/principalId-of-coldstream-server Storage Blob Data Reader"
+READER = "role/principalId-of-coldstream-server Storage Blob Data Reader"
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,40 @@ def test_another_image_replaces_the_job(ready):
     assert ready.run(APPLY, **newer).code == 0
 
 
-@pytest.mark.parametrize(("lost", "applied"), [(UPLOADER, ["upload"]), (SERVER, ["upload", "preflight"])])
+def model(world, deployment):
+    """What a pod of the Deployment would load if it began now."""
+    return settings(world, deployment["spec"]["template"])["COLDSTREAM_MODEL"]
+
+
+def test_another_model_reaches_the_server_with_its_own_step(ready):
+    """Not with an upload, which may fail: until then, and after an undo, every pod that begins loads the former one."""
+    assert ready.run(APPLY, **VARIABLES).code == 0
+    former = copy.deepcopy(ready.world.objects[SERVER])
+    newer = {**VARIABLES, "MODEL": "phi-5", "HF_REPO": "microsoft/phi-5"}
+    role = ready.world.resources.pop(UPLOADER)
+    run = ready.run(APPLY, **newer)
+    assert (run.code != 0, steps(run)) == (True, ["upload"])
+    assert ready.world.objects[SERVER] == former
+    assert model(ready.world, former) == "az://models/phi-4"
+
+    ready.world.resources[UPLOADER] = role
+    run = ready.run(APPLY, **newer)
+    assert run.code == 0, run.errors
+    assert ready.world.objects[SERVER]["spec"]["template"] != former["spec"]["template"]
+    assert model(ready.world, ready.world.objects[SERVER]) == "az://models/phi-5"
+    assert model(ready.world, former) == "az://models/phi-4"
+
+
+def test_a_setting_that_changes_in_place_would_be_noticed(ready):
+    """As one did that was filled in behind the ConfigMap's hash."""
+    text = replaced(APPLY, ('envsubst "$ours" |', 'envsubst "$ours" | sed "s/: workload-identity/: $MODEL/" |'))
+    assert ready.run(text, **VARIABLES).code == 0
+    run = ready.run(text, **{**VARIABLES, "MODEL": "phi-5"})
+    assert run.code != 0
+    assert "would change under what runs" in run.errors
+
+
+@pytest.mark.parametrize(("lost", "applied"), [(UPLOADER, ["upload"]), (READER, ["upload", "preflight"])])
 def test_a_job_that_fails_ends_it_at_once(ready, lost, applied):
     """Its log is shown, nobody waits until a time is over, and no later step is applied."""
     del ready.world.resources[lost]
