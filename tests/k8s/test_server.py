@@ -229,3 +229,12 @@ def test_the_cache_leaves_room_on_its_volume():
     cache = command("base+nvme-cache+aks", {"spec": spec}).settings.storage.cache_options()
     assert cache.folder in {mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == "cache"}
     assert cache.max_bytes <= 0.85 * quantity_bytes(claim["resources"]["requests"]["storage"])
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if "overlays/" in variant])
+def test_a_finished_preflight_keeps_a_disk_for_an_hour_at_most(variant):
+    """It is deleted with its log, so only where its pod has a volume that the server's might find no room beside."""
+    job = named(variant, "Job", "coldstream-preflight")["spec"]
+    keeps = any("ephemeral" in volume for volume in job["template"]["spec"]["volumes"])
+    assert keeps == ("nvme-cache" in variant)
+    assert job.get("ttlSecondsAfterFinished") == (3600 if keeps else None)

@@ -81,6 +81,17 @@ def test_every_step_is_applied_and_the_second_time_changes_nothing(ready):
     assert PLACEHOLDER.findall("\n".join(ready.world.applied)) == []
 
 
+def test_a_preflight_that_succeeded_is_gone_before_the_server_comes(ready):
+    """With its pod's volumes, for two of which a node's disk may be too small; an upload stays, with what it said."""
+    run = ready.run(APPLY, **VARIABLES)
+    assert run.code == 0, run.errors
+    done = run.index("kubectl", "wait --for=condition=complete", "job/coldstream-preflight")
+    deleted = run.index("kubectl", "delete job coldstream-preflight", after=done)
+    assert deleted < run.index("kubectl", "apply", "(shared, server)")
+    jobs = {name for name in ready.world.objects if name.startswith("Job/")}
+    assert jobs == {"Job/coldstream/coldstream-upload"}
+
+
 def test_another_image_replaces_the_job(ready):
     """Which cannot be changed: without its deletion the second time would fail."""
     assert ready.run(APPLY, **VARIABLES).code == 0
@@ -137,6 +148,7 @@ def test_a_job_that_fails_ends_it_at_once(ready, lost, applied):
     assert run.index("kubectl", f"logs job/coldstream-{applied[-1]}") < len(run.calls) - 1
     assert run.calls[-1].has("kubectl", "wait --for=condition=complete --timeout=5s")
     assert waits(run) < 10
+    assert f"Job/coldstream/coldstream-{applied[-1]}" in ready.world.objects
 
 
 def test_without_its_guard_preflight_would_wait_for_the_servers_gpu(ready):
