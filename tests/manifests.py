@@ -30,10 +30,14 @@ COMPONENTS = tuple(sorted(path.name for path in (K8S / "components").iterdir()))
 # `aks` names images and settings of what came before it, and these others patch Jobs too.
 _LAST = ("gpu", "nvme-cache", "spot", "aks")
 ALL_COMPONENTS = (*(name for name in COMPONENTS if name not in _LAST), *_LAST)
+# What an overlay of one's own adds to one for AKS, which has the others: all of it, in two orders.
+_ADDED = tuple(name for name in COMPONENTS if name not in ("upload-job", "preflight-job", "gpu", "aks"))
+OWN_OVERLAYS = (f"overlays/aks-a100+{'+'.join(_ADDED)}", f"overlays/aks-h100+{'+'.join(reversed(_ADDED))}")
 # Every folder that is built, and every component by itself and all of them on the base.
 VARIANTS = (
     "base",
     *(f"overlays/{name}" for name in OVERLAYS),
+    *OWN_OVERLAYS,
     *(f"base+{name}" for name in COMPONENTS),
     f"base+{'+'.join(ALL_COMPONENTS)}",
 )
@@ -42,7 +46,7 @@ PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 @functools.cache
 def rendered(variant: str) -> str:
-    """The YAML that Kustomize makes of a folder below `k8s/`, or of `base+COMPONENT+...`.
+    """The YAML that Kustomize makes of a folder below `k8s/`, or of `base+COMPONENT+...` and `overlays/NAME+COMPONENT+...`.
 
     Raises:
         subprocess.CalledProcessError: Kustomize refuses it; it says why on stderr.
@@ -51,10 +55,12 @@ def rendered(variant: str) -> str:
     if not components:
         return _built(K8S / folder)
     with tempfile.TemporaryDirectory() as scratch:
-        listed = {
+        listed: Json = {
             "resources": [os.path.relpath(K8S / folder, scratch)],
             "components": [os.path.relpath(K8S / "components" / name, scratch) for name in components],
         }
+        if folder.startswith("overlays/"):
+            listed["namespace"] = "coldstream"
         Path(scratch, "kustomization.yaml").write_text(yaml.safe_dump(listed))
         return _built(Path(scratch))
 
@@ -62,7 +68,12 @@ def rendered(variant: str) -> str:
 @functools.cache
 def objects(variant: str) -> list[Json]:
     """Its objects, with a value in place of every placeholder; one copy for all who ask."""
-    text = PLACEHOLDER.sub(lambda name: name[1].lower().replace("_", "-"), rendered(variant))
+    return filled(variant, {name: name.lower().replace("_", "-") for name in PLACEHOLDER.findall(rendered(variant))})
+
+
+def filled(variant: str, values: Mapping[str, str]) -> list[Json]:
+    """Its objects with these values in place of their placeholders, as envsubst fills them in: others, a dashboard's, stay."""
+    text = PLACEHOLDER.sub(lambda name: values.get(name[1], name[0]), rendered(variant))
     return [document for document in yaml.load_all(text, yaml.CSafeLoader) if document]
 
 

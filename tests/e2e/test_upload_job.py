@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import threading
@@ -113,9 +114,10 @@ def test_the_server_serves_what_the_job_has_pushed(cluster, models, repository, 
 
 
 def test_a_job_that_is_killed_goes_on_and_needs_no_disk(cluster, models, repository, small_model):
-    """SIGKILL halfway, and the container once more as OnFailure has it: files that were whole are not fetched again."""
-    spec = named(DEV, "Job", "coldstream-upload")["spec"]["template"]["spec"]
-    assert spec["restartPolicy"] == "OnFailure"
+    """SIGKILL halfway, and another pod with a volume of its own: files that were whole are not fetched again."""
+    job = named(DEV, "Job", "coldstream-upload")["spec"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["backoffLimit"] > 0
     first, second = sorted(path.name for path in small_model.folder.glob("*.safetensors"))
     assert (small_model.folder / second).stat().st_size > 10 * MIB
     cluster.hub.commit(repository, small_model.folder)
@@ -137,6 +139,7 @@ def test_a_job_that_is_killed_goes_on_and_needs_no_disk(cluster, models, reposit
     assert cluster.volume_bytes() < MIB
 
     healed.set()
+    shutil.rmtree(cluster.folder)
     whole = etags(models)[first]
     cluster.hub.forget()
     code, output = cluster.run_job()

@@ -80,6 +80,9 @@ def _applied(world: World, each: Json) -> str:
     before = world.objects.get(key)
     if kind == "Job" and before and before["spec"]["template"] != each["spec"]["template"]:
         raise Refused(1, f'The Job "{name}" is invalid: spec.template: Invalid value: field is immutable')
+    if kind == "ConfigMap" and before and before["data"] != each["data"]:
+        # A cluster would take it, and whatever reads it would have other settings after its next restart.
+        raise Refused(1, f'The ConfigMap "{name}" would change under what runs')
     if kind == "Deployment":
         each["spec"].setdefault("replicas", before["spec"]["replicas"] if before else 1)
     if kind == "Job" and not before:

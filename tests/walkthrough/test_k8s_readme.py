@@ -13,6 +13,7 @@ from tests.walkthrough.blocks import script
 from tests.walkthrough.guide import BEFORE, GUIDE, flags_by_command, proof, replaced
 from tests.walkthrough.machine import machine
 from tests.walkthrough.test_aks import IMAGE
+from tests.walkthrough.workload import SERVER, settings
 from tests.walkthrough.world import World
 
 APPLY = script((K8S / "README.md").read_text(), ("Apply",))
@@ -27,7 +28,7 @@ VARIABLES = {
     "UPLOADER_CLIENT_ID": "clientId-of-coldstream-uploader",
 }
 UPLOADER = "role/principalId-of-coldstream-uploader Storage Blob Data Contributor"
-SERVER = "role/principalId-of-coldstream-server Storage Blob Data Reader"
+READER = "role/principalId-of-coldstream-server Storage Blob Data Reader"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,17 @@ def test_every_step_is_applied_and_the_second_time_changes_nothing(ready):
     assert PLACEHOLDER.findall("\n".join(ready.world.applied)) == []
 
 
+def test_a_preflight_that_succeeded_is_gone_before_the_server_comes(ready):
+    """With its pod's volumes, for two of which a node's disk may be too small; an upload stays, with what it said."""
+    run = ready.run(APPLY, **VARIABLES)
+    assert run.code == 0, run.errors
+    done = run.index("kubectl", "wait --for=condition=complete", "job/coldstream-preflight")
+    deleted = run.index("kubectl", "delete job coldstream-preflight", after=done)
+    assert deleted < run.index("kubectl", "apply", "(shared, server)")
+    jobs = {name for name in ready.world.objects if name.startswith("Job/")}
+    assert jobs == {"Job/coldstream/coldstream-upload"}
+
+
 def test_another_image_replaces_the_job(ready):
     """Which cannot be changed: without its deletion the second time would fail."""
     assert ready.run(APPLY, **VARIABLES).code == 0
@@ -93,7 +105,40 @@ def test_another_image_replaces_the_job(ready):
     assert ready.run(APPLY, **newer).code == 0
 
 
-@pytest.mark.parametrize(("lost", "applied"), [(UPLOADER, ["upload"]), (SERVER, ["upload", "preflight"])])
+def model(world, deployment):
+    """What a pod of the Deployment would load if it began now."""
+    return settings(world, deployment["spec"]["template"])["COLDSTREAM_MODEL"]
+
+
+def test_another_model_reaches_the_server_with_its_own_step(ready):
+    """Not with an upload, which may fail: until then, and after an undo, every pod that begins loads the former one."""
+    assert ready.run(APPLY, **VARIABLES).code == 0
+    former = copy.deepcopy(ready.world.objects[SERVER])
+    newer = {**VARIABLES, "MODEL": "phi-5", "HF_REPO": "microsoft/phi-5"}
+    role = ready.world.resources.pop(UPLOADER)
+    run = ready.run(APPLY, **newer)
+    assert (run.code != 0, steps(run)) == (True, ["upload"])
+    assert ready.world.objects[SERVER] == former
+    assert model(ready.world, former) == "az://models/phi-4"
+
+    ready.world.resources[UPLOADER] = role
+    run = ready.run(APPLY, **newer)
+    assert run.code == 0, run.errors
+    assert ready.world.objects[SERVER]["spec"]["template"] != former["spec"]["template"]
+    assert model(ready.world, ready.world.objects[SERVER]) == "az://models/phi-5"
+    assert model(ready.world, former) == "az://models/phi-4"
+
+
+def test_a_setting_that_changes_in_place_would_be_noticed(ready):
+    """As one did that was filled in behind the ConfigMap's hash."""
+    text = replaced(APPLY, ('envsubst "$ours" |', 'envsubst "$ours" | sed "s/: workload-identity/: $MODEL/" |'))
+    assert ready.run(text, **VARIABLES).code == 0
+    run = ready.run(text, **{**VARIABLES, "MODEL": "phi-5"})
+    assert run.code != 0
+    assert "would change under what runs" in run.errors
+
+
+@pytest.mark.parametrize(("lost", "applied"), [(UPLOADER, ["upload"]), (READER, ["upload", "preflight"])])
 def test_a_job_that_fails_ends_it_at_once(ready, lost, applied):
     """Its log is shown, nobody waits until a time is over, and no later step is applied."""
     del ready.world.resources[lost]
@@ -103,6 +148,7 @@ def test_a_job_that_fails_ends_it_at_once(ready, lost, applied):
     assert run.index("kubectl", f"logs job/coldstream-{applied[-1]}") < len(run.calls) - 1
     assert run.calls[-1].has("kubectl", "wait --for=condition=complete --timeout=5s")
     assert waits(run) < 10
+    assert f"Job/coldstream/coldstream-{applied[-1]}" in ready.world.objects
 
 
 def test_without_its_guard_preflight_would_wait_for_the_servers_gpu(ready):

@@ -26,11 +26,11 @@ def servers(world: World) -> int:
 
 
 def settings(world: World, template: Json) -> dict[str, str]:
-    """The variables of the pod's ConfigMap."""
+    """The pod's variables: those of its ConfigMap as it is now, and its own."""
     (container,) = template["spec"]["containers"]
     name = container["envFrom"][0]["configMapRef"]["name"]
     data: dict[str, str] = world.objects[f"ConfigMap/{NAMESPACE}/{name}"]["data"]
-    return data
+    return data | {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
 def why_not(world: World, template: Json, role: str) -> str:
