@@ -13,8 +13,8 @@ import httpx
 
 from tests.coldstream import wait_for
 from tools.child import running
+from tools.debian_packages import ensure_program
 from tools.ports import free_port
-from tools.prometheus_binary import ensure_promtool
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
         f"    static_configs:\n      - targets: ['{target}']\n"
     )
     port = free_port()
-    command = [str(ensure_promtool().with_name("prometheus")), f"--config.file={config}"]
+    command = [str(ensure_program("promtool", "prometheus").with_name("prometheus")), f"--config.file={config}"]
     command += [f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
     command += ["--enable-feature=exemplar-storage"]
     with (
@@ -48,7 +48,7 @@ def asked(client: httpx.Client, path: str, **parameters: object) -> list[dict[st
 
 def lint(exposition: bytes) -> str:
     """What promtool has against a scrape; nothing if all is well."""
-    command = [ensure_promtool(), "check", "metrics"]
+    command = [ensure_program("promtool", "prometheus"), "check", "metrics"]
     done = subprocess.run(command, input=exposition, capture_output=True, check=False)
     return done.stderr.decode() + ("" if done.returncode == 0 else f"exit {done.returncode}")
 
@@ -58,7 +58,9 @@ def unparsable(expressions: Iterable[str], folder: Path) -> str:
     rules = [{"record": f"test:{number}", "expr": text} for number, text in enumerate(expressions)]
     path = folder / "rules.yml"
     path.write_text(json.dumps({"groups": [{"name": "test", "rules": rules}]}))  # JSON is YAML
-    done = subprocess.run([ensure_promtool(), "check", "rules", path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ensure_program("promtool", "prometheus"), "check", "rules", path], capture_output=True, text=True, check=False
+    )
     return "" if done.returncode == 0 else done.stderr + done.stdout
 
 

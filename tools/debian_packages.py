@@ -1,18 +1,41 @@
 """Debian's packages beside the system and never over it: downloaded with apt-get, unpacked into a folder of their own.
 
-Takes names and a folder; needs no root. Knows no program.
+Takes names, gives a folder or a program; needs no root. Knows no program by name.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+_TOOLS = Path(__file__).resolve().parent.parent / ".tools"
+
 
 class PackagesError(Exception):
     """They cannot be had; one line."""
+
+
+def ensure_program(name: str, package: str) -> Path:
+    """Where a program of /usr/bin is: by the variable NAME_BIN, by PATH, or in `.tools/PACKAGE/`, which is filled first.
+
+    Raises:
+        PackagesError: There is none and none can be had.
+    """
+    variable = f"{name.upper()}_BIN"
+    if named := os.environ.get(variable) or shutil.which(name):
+        return Path(named)
+    folder = _TOOLS / package
+    unpacked = folder / "usr/bin" / name
+    if not unpacked.is_file():
+        try:
+            fill(folder, [package])
+        except PackagesError as error:
+            raise PackagesError(f"{error}: install Debian's {package}, or set {variable}") from error
+    return unpacked
 
 
 def fill(folder: Path, packages: Sequence[str], *, with_dependencies: bool = False) -> None:

@@ -16,7 +16,7 @@ import pytest
 from app.lifecycle import State
 from app.telemetry import names
 from tests.manifests import named, rendered
-from tools.prometheus_binary import ensure_promtool
+from tools.debian_packages import ensure_program
 
 SPEC = named("base+keda", "ScaledObject", "coldstream")["spec"]
 DEMAND, UNREADY = SPEC["triggers"]
@@ -69,7 +69,9 @@ def answers(found, expected, folder):
     test = {"interval": "15s", "input_series": inputs, "promql_expr_test": tests}
     path = folder / "test.yml"
     path.write_text(json.dumps({"rule_files": [], "evaluation_interval": "15s", "tests": [test]}))
-    done = subprocess.run([ensure_promtool(), "test", "rules", path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ensure_program("promtool", "prometheus"), "test", "rules", path], capture_output=True, text=True, check=False
+    )
     return done.stdout + done.stderr if done.returncode else ""
 
 

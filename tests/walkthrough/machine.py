@@ -20,7 +20,7 @@ from tests.walkthrough.azure import az
 from tests.walkthrough.client import curl, git, sleep
 from tests.walkthrough.cluster import forward_ended, kubectl
 from tests.walkthrough.world import Call, Refused, World
-from tools.gettext_binary import ensure_envsubst
+from tools.debian_packages import ensure_program
 
 _PROGRAMS = {"az": az, "kubectl": kubectl, "curl": curl, "git": git, "sleep": sleep}
 # The answer is the exit code, a line for stderr, and stdout; it comes late where the program goes on running.
@@ -160,4 +160,4 @@ def _install(folder: Path, port: int) -> None:
         program = programs / name
         program.write_text(_STAND_IN.format(folder=folder, port=port, name=name, kubectl=real))
         program.chmod(0o755)
-    (programs / "envsubst").symlink_to(ensure_envsubst())
+    (programs / "envsubst").symlink_to(ensure_program("envsubst", "gettext-base"))
