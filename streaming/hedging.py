@@ -4,9 +4,10 @@ Takes a reader, gives one. A stalled connection then costs a few ordinary reads'
 when the last lanes are waited for. Extra bytes are bounded by a share of what was asked for, so that a source that is slow
 as a whole is not asked for more. Knows neither sources nor why a read is slow; its clock is the event loop's.
 
-A read that takes twice as long as a slow one is dropped for another even where that share is spent. Nothing is read twice by
-that if the connection was dead, and only then does the next one take as long as any. So such a range is on trial: as many
-as there are second reads at once, and what was dropped of it is an extra read unless its last read was quick.
+A read that takes twice as long as a slow one, and half a second at least, is dropped for another even where that share is
+spent. Nothing is read twice by that if the connection was dead, and only then does the next one take as long as any. So such
+a range is on trial: as many as there are second reads at once, and what was dropped of it is an extra read unless its last
+read was quick.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ _LEAST_PEERS = 3
 _MOST_PEERS = 64
 # How often a range that has not come is looked at: others that end meanwhile change what is slow.
 _TICK_S = 0.05
-# A read is dead after so many times what makes it slow. Of a range whose reads keep dying, every second one has twice as long.
+# A read is dead after so many times what makes it slow, and not sooner than this: a mistake costs bytes that nobody has
+# allowed for. Of a range whose reads keep dying, every second one has twice as long.
 _DEAD_FACTOR = 2
+_LEAST_DEAD_S = 0.5
 _DROPS_PER_DOUBLING = 2
 
 
@@ -66,11 +69,12 @@ class HedgePolicy:
 
     def is_slow(self, nbytes: int, seconds: float) -> bool:
         """Whether a read of so many bytes should have ended by now, by what others took."""
-        return self._is_beyond(1, nbytes, seconds)
+        return self._is_beyond(self._options.floor_s, 1, nbytes, seconds)
 
     def is_dead(self, nbytes: int, seconds: float, dropped: int) -> bool:
         """Whether nothing will come of a read, as it seems, when so many of the same range were dropped before."""
-        return self._is_beyond(_DEAD_FACTOR << dropped // _DROPS_PER_DOUBLING, nbytes, seconds)
+        patience = 1 << dropped // _DROPS_PER_DOUBLING
+        return self._is_beyond(patience * _LEAST_DEAD_S, patience * _DEAD_FACTOR, nbytes, seconds)
 
     def begin_second(self, nbytes: int) -> bool:
         """Whether so many bytes may be read beside the first read of them; if so, they are spent, until `end_second`.
@@ -103,8 +107,8 @@ class HedgePolicy:
     def _allowed_bytes(self) -> float:
         return self._options.budget_ratio * self._asked_bytes + self._largest_bytes
 
-    def _is_beyond(self, times: int, nbytes: int, seconds: float) -> bool:
-        if seconds <= times * self._options.floor_s or len(self._peers) < _LEAST_PEERS:
+    def _is_beyond(self, least_s: float, times: int, nbytes: int, seconds: float) -> bool:
+        if seconds <= least_s or len(self._peers) < _LEAST_PEERS:
             return False
         return seconds > times * self._options.factor * self._typical_s(nbytes)
 

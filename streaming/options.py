@@ -72,7 +72,7 @@ class HedgingOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     budget_ratio: float = 0.05
     factor: float = 2.5
-    floor_s: float = 0.25
+    floor_s: float = 0.1
 
 
 class ThrottlingOptions(msgspec.Struct, frozen=True, kw_only=True):

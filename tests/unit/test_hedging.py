@@ -217,6 +217,16 @@ def test_a_read_that_breaks_alone_fails_at_once():
     assert counters.hedges == 0
 
 
+def test_a_quick_source_is_not_held_to_its_own_pace():
+    """Where reads take a hundredth of a second one is slow after a tenth, and dead after half a second, then after a whole one."""
+    policy = HedgePolicy(OPTIONS, at_once=2)
+    for _ in range(5):
+        policy.ended(10, 0.01)
+    assert [policy.is_slow(10, seconds) for seconds in (0.09, 0.11)] == [False, True]
+    assert [policy.is_dead(10, seconds, 1) for seconds in (0.49, 0.51)] == [False, True]
+    assert [policy.is_dead(10, seconds, 2) for seconds in (0.99, 1.01)] == [False, True]
+
+
 @pytest.mark.parametrize(
     "reason",
     ["no peers", "no budget", "held back", "a large range among small ones", "within the floor"],
@@ -224,7 +234,7 @@ def test_a_read_that_breaks_alone_fails_at_once():
 def test_what_is_not_read_twice(reason):
     """Nothing is known to be slow, may be asked for, or would be faster the second time."""
     sizes = [10] * 9 + [100 if reason == "a large range among small ones" else 10]
-    takes = {"a large range among small ones": 0.9, "within the floor": 0.2}.get(reason, 5.0)
+    takes = {"a large range among small ones": 0.9, "within the floor": 0.08}.get(reason, 5.0)
     _, counters, _, _ = hedged(
         lambda start, _: takes if start == 90 else (0.01 if reason == "within the floor" else 0.1),
         sizes[-1:] * 2 if reason == "no peers" else sizes,
