@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from app.child import Child
 from app.engine_host import EngineHost, EnginePatience
 from app.errors import EngineFailure
 from app.lifecycle import State
+from app.load_log import LoadLog
 from app.loading import Loading
 from app.messages import (
     BindArena,
@@ -37,8 +38,7 @@ from app.wishes import Wishes
 from streaming.clock import boottime_s
 from streaming.counters import FetchCounters
 from streaming.errors import ErrorReport
-from streaming.messages import BlobVersion, Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
-from streaming.options import HOST_STAGING
+from streaming.messages import Described, FellBack, LoadReport, LoadRequest, PhaseTimed, Plan, Planned
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Supervisor:
         self._text: TextModel | None = None
         self._warmup_token_ids: tuple[int, ...] = ()
         self._defaults = SamplingDefaults()
-        self._has_manifest = False
+        self._log = LoadLog(request, wishes.engine.device)
         self._planned_s = 0.0
         self._weights_landed = False
         self._warms_up = False
@@ -140,7 +140,6 @@ class Supervisor:
 
     def described(self, described: Described) -> None:
         """Lay the model out, or refuse it before a weight byte moves."""
-        self._has_manifest = described.has_manifest
         self._choice.described(described)
 
     def model_described(self, answer: DescribedModel) -> None:
@@ -192,41 +191,16 @@ class Supervisor:
         ledger.milestone(names.FETCH_END, report.fetched_s)
         ledger.milestone(names.STAGING_COMPLETE, report.landed_s)
         assert self._model is not None  # nothing is planned without one
-        seconds = report.landed_s - self._planned_s
-        staged = self._request.strategy == HOST_STAGING
-        logger.info(
-            "%s %d tensors in %d shards, %d bytes, %s -> %s in %.2f s (%.2f GB/s); %d bytes verified, %d unverified%s",
-            "staged" if staged else "streamed",
-            len(self._model.tensors),
-            len(plan.versions),
-            plan.fetch_bytes,
-            self._request.uri,
-            "disk" if staged else self._wishes.engine.device,
-            seconds,
-            plan.fetch_bytes / max(seconds, 1e-9) / 1e9,
-            ledger.counters.verified_bytes,
-            ledger.counters.unverified_bytes,
-            self._why_unverified(),
+        self._log.landed(
+            plan,
+            ledger.counters,
+            tensors=len(self._model.tensors),
+            seconds=report.landed_s - self._planned_s,
         )
-        self._tell_of_cache(ledger.counters)
         self._weights_landed = True
         self._service.lifecycle.eta.landed(report.landed_s)
         self._service.lifecycle.advance(State.WARMING, "weights landed, warming up")
         self._warm_up()
-
-    def _why_unverified(self) -> str:
-        """Why nothing was; of single shards and blocks, fallbacks have said why."""
-        if not self._has_manifest:
-            return " (no manifest: `coldstream push` writes one)"
-        return " (host-staging compares headers and metadata only)" if self._request.strategy == HOST_STAGING else ""
-
-    def _tell_of_cache(self, counters: FetchCounters) -> None:
-        if (cache := self._request.cache) is None or self._request.strategy == HOST_STAGING:
-            return
-        hit_bytes = counters.cache_hit_bytes
-        read_bytes = hit_bytes + counters.cache_miss_bytes
-        share = hit_bytes / max(read_bytes, 1)
-        logger.info("cache: %d of %d bytes (%.1f %%) came from %s", hit_bytes, read_bytes, 100 * share, cache.folder)
 
     def engine_ready(self, ready: EngineReady) -> None:
         """Open the doors."""
@@ -317,7 +291,7 @@ class Supervisor:
         """
         self._wishes.check(model, len(described.versions))
         self._defaults = self._wishes.sampling_defaults(described.files)
-        _warn_of_unpinned(described.versions)
+        self._log.described(described)
         self._model, self._files = model, described.files
         self._loading.lay_out(model.layout(described.origin, self._wishes.least_cache_bytes(model)))
         if TOKENIZER in self._files:
@@ -347,12 +321,3 @@ class Supervisor:
 def _device_used_bytes(ready: EngineReady) -> dict[str, int]:
     memory = ready.memory
     return {} if memory is None else {"weights_landed": memory.landed_bytes, "ready": memory.ready_bytes}
-
-
-def _warn_of_unpinned(versions: Sequence[BlobVersion]) -> None:
-    """Say that it is our comparison, not the service, that would notice an overwritten blob."""
-    unpinned = [version.name for version in versions if not version.is_pinned]
-    if unpinned:
-        logger.warning(
-            "the source gives no strong ETag (%s): size, ETag and date of every answer are compared", unpinned[0]
-        )
