@@ -33,7 +33,7 @@ class Store:
         """A blob's bytes, once there is a token."""
         async with self._lock:
             self.asked += 1
-            await asyncio.sleep(0.2)  # in which the others come
+            await asyncio.sleep(0.2 if self.asked == 1 else 0)  # in which the others come
             said = self.answers.pop(0)
         if said != "a token":
             raise OSError(said)
