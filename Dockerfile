@@ -1,4 +1,5 @@
 # Coldstream for processors (--target cpu) or for NVIDIA's GPUs (--target cuda, the default). docs/image.md has the commands.
+# The secrets pip.conf and sources.list are for who has indexes of their own: without one its mount is left out, and none is in a layer.
 
 # Debian 12 or newer with Python 3.11 or newer, venv, and for `cuda` Python.h; both targets are this and what follows.
 ARG BASE_IMAGE=docker.io/library/python:3.11-slim-bookworm
@@ -8,8 +9,8 @@ FROM ${BASE_IMAGE} AS build
 WORKDIR /build
 COPY pyproject.toml constraints.txt image/install ./
 # torch is chosen below, and names its own Triton; the pin of Triton is for the tests of machines without a GPU.
-RUN python3 -m venv venv \
-    && venv/bin/python -m pip install --quiet --no-cache-dir --constraint constraints.txt cyclonedx-bom hatchling \
+RUN --mount=type=secret,id=pip.conf python3 -m venv venv \
+    && PIP_CONFIG_FILE=/run/secrets/pip.conf venv/bin/python -m pip install --quiet --no-cache-dir --constraint constraints.txt cyclonedx-bom hatchling \
     && sed -i -E '/^(torch|triton)==/d' constraints.txt \
     && python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["otel"], sep="\n")' > requirements.txt
 
@@ -48,10 +49,10 @@ LABEL org.opencontainers.image.title="coldstream" \
 FROM base AS cpu
 ARG TORCH_VERSION=2.13.0
 ARG CPU_TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN --mount=type=bind,from=build,source=/build,target=/mnt \
+RUN --mount=type=bind,from=build,source=/build,target=/mnt --mount=type=secret,id=pip.conf \
     /mnt/install --extra-index-url "${CPU_TORCH_INDEX}" "torch==${TORCH_VERSION}"
 # hadolint ignore=DL3059
-RUN --mount=type=bind,from=build,source=/build,target=/mnt \
+RUN --mount=type=bind,from=build,source=/build,target=/mnt --mount=type=secret,id=pip.conf \
     /mnt/install --requirement /mnt/requirements.txt
 # hadolint ignore=DL3059
 RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
@@ -69,10 +70,10 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     TRITON_LIBCUDA_PATH=/usr/lib/x86_64-linux-gnu
 ARG TORCH_VERSION=2.13.0
 ARG CUDA_TORCH_INDEX=https://download.pytorch.org/whl/cu130
-RUN --mount=type=bind,from=build,source=/build,target=/mnt \
+RUN --mount=type=bind,from=build,source=/build,target=/mnt --mount=type=secret,id=pip.conf \
     /mnt/install --extra-index-url "${CUDA_TORCH_INDEX}" "torch==${TORCH_VERSION}"
 # hadolint ignore=DL3059
-RUN --mount=type=bind,from=build,source=/build,target=/mnt \
+RUN --mount=type=bind,from=build,source=/build,target=/mnt --mount=type=secret,id=pip.conf \
     /mnt/install --requirement /mnt/requirements.txt
 # hadolint ignore=DL3059
 RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
@@ -83,7 +84,9 @@ RUN --mount=type=bind,from=wheel,source=/build,target=/mnt \
 # an empty library of the driver's name. Debian keeps only the newest version of a package, so one that is named here would be gone some day.
 FROM gpu AS kernels
 # hadolint ignore=DL3008
-RUN test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+RUN --mount=type=secret,id=sources.list \
+    test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+    && if [ -f /run/secrets/sources.list ]; then echo 'Dir::Etc { SourceList "/run/secrets/sources.list"; SourceParts "-"; };' > /etc/apt/apt.conf.d/sources; fi \
     && apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && apt-get clean && rm -rf /var/lib/apt/lists/* \

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,23 +31,32 @@ _PYTHON = {
 _DEFAULT_INDEX = "https://pypi.org/simple"
 
 
-def build(tools: Containers, *, target: str = "cpu", image: str = IMAGE) -> None:
+def build(
+    tools: Containers, *, target: str = "cpu", image: str = IMAGE, settings: Mapping[str, str] | None = None
+) -> None:
     """Build a target of the Dockerfile, every layer anew: this buildah does not see that a stage it mounts has changed.
+
+    Args:
+        tools: What builds.
+        target: Which one.
+        image: Its name.
+        settings: pip's, in place of this machine's; a secret of the build.
 
     Raises:
         ContainersError: With the last words of what failed.
     """
     base = _ensure_base(tools, target)
-    settings = pip_settings()
+    settings = pip_settings() if settings is None else settings
     with tempfile.TemporaryDirectory() as scratch:
         config = Path(scratch, "pip.conf")
         config.write_text("[global]\n" + "".join(f"{name} = {text}\n" for name, text in settings.items()))
-        mounts = [f"{config}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in local_paths(settings))]
+        mounts = [f"{path}:{path}:ro" for path in local_paths(settings)]
         # torch from where pip takes everything else on this machine, whichever build of it that is.
         index = settings.get("index-url", _DEFAULT_INDEX)
         arguments = [f"BASE_IMAGE={base}", f"CPU_TORCH_INDEX={index}", f"CUDA_TORCH_INDEX={index}"]
         tools.run(
             *("buildah", "build", "--isolation", "chroot", "--network", "host", "--layers", "--no-cache"),
+            *("--secret", f"id=pip.conf,src={config}"),
             *(word for mount in mounts for word in ("--volume", mount)),
             *(word for argument in arguments for word in ("--build-arg", argument)),
             *("--target", target, "--tag", image, "."),
@@ -63,12 +72,12 @@ def pip_settings() -> dict[str, str]:
     return {name: " ".join(str(ast.literal_eval(text)).split()) for _, name, text in ordered}
 
 
-def local_paths(settings: dict[str, str]) -> list[str]:
+def local_paths(settings: Mapping[str, str]) -> list[str]:
     """Files and folders of this machine that those settings name; of an index also what its pages lead to."""
     return sorted(set(_local_paths(settings)))
 
 
-def _local_paths(settings: dict[str, str]) -> Iterator[str]:
+def _local_paths(settings: Mapping[str, str]) -> Iterator[str]:
     for name, text in settings.items():
         for word in text.split():
             address = urlsplit(word)

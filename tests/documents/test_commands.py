@@ -41,6 +41,7 @@ def docker_parser() -> argparse.ArgumentParser:
     for flag in ("--target", "--tag"):
         build.add_argument(flag, required=True)
     build.add_argument("--build-arg", action="append", default=[])
+    build.add_argument("--secret", action="append", default=[])
     build.add_argument("--platform")
     build.add_argument("context")
     run = commands.add_parser("run", allow_abbrev=False)
@@ -74,6 +75,21 @@ def test_the_image_is_built_of_what_the_dockerfile_has(docker):
         declared = set(re.findall(r"^ARG (\w+)", stages[build.target], re.MULTILINE))
         assert {argument.partition("=")[0] for argument in build.build_arg} <= declared
     assert sum(len(build.build_arg) for build in builds) == 1
+
+
+def test_an_index_of_ones_own_is_a_secret_that_the_dockerfile_mounts(tmp_path):
+    """Both of them; and no address in an argument has a password."""
+    (block,) = texts("docs/image.md", "An index of your own", "bash")
+    ((program, *words),) = calls_of(block, ("docker",), tmp_path)
+    build = docker_parser().parse_args(words)
+    secrets = dict(re.fullmatch(r"id=([\w.]+),src=(\S+)", secret).groups() for secret in build.secret)
+    mounted = set(re.findall(r"type=secret,id=(\S+)", (ROOT / "Dockerfile").read_text()))
+    assert (program, secrets.keys()) == ("docker", mounted)
+    assert build.target == "cuda"
+    for argument in build.build_arg:
+        name, _, address = argument.partition("=")
+        assert re.search(rf"^ARG {name}\b", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        assert "@" not in address
 
 
 def test_the_image_is_run_as_it_was_built(docker):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,8 +12,9 @@ import pytest
 from app.settings import parse
 from streaming.identity import Identity
 from streaming.options import HOST_STAGING
-from tests.coldstream import serving, wait_for
+from tests.coldstream import ROOT, serving, wait_for
 from tests.e2e.test_refusals import coldstream
+from tests.e2e.virtual_machine import USER_ASSIGNED
 from tests.loader import as_stored, load
 from tests.pod_identity import managed_identity
 
@@ -63,6 +67,19 @@ def test_other_identities_serve_as_well(
             said = server.complete(tiny_model.prompt_token_ids, max_tokens=1)
     assert said["choices"][0]["text"] == tiny_model.continuation()
     check_untold(entra, server.log())
+
+
+def test_a_virtual_machines_identities_push_and_serve(tiny_model, tmp_path):
+    """Of the metadata service at 169.254.169.254, in a network where nothing else is: its own, and one by its client id."""
+    script = [sys.executable, "-m", "tests.e2e.virtual_machine", str(tiny_model.folder)]
+    command = ["unshare", "--net", "--map-root-user", *script, json.dumps(tiny_model.prompt_token_ids), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["push"][0] == 0, found["push"]
+    assert found["text"] == tiny_model.continuation()
+    assert found["asked"] == [[""], [USER_ASSIGNED]]
+    assert found["told"] == []
 
 
 def test_a_load_goes_on_with_the_token_that_the_kubelet_has_renewed(

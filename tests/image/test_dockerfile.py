@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.coldstream import ROOT
+from tests.image.private_index import private_index
 from tests.manifests import VARIANTS, environment, pods
 
 TARGETS = ("cpu", "cuda")
@@ -110,6 +111,41 @@ def test_what_is_written_goes_where_every_pod_has_a_volume(target):
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         assert {name: variables.get(name, text) for name, text in written.items()} == written
         assert all(any(Path(text).is_relative_to(mount) for mount in mounts) for text in written.values())
+
+
+@pytest.mark.parametrize(
+    ("program", "secret"), [(r"\bpip install|/install --[er]", "pip.conf"), (r"\bapt-get install", "sources.list")]
+)
+def test_whoever_fetches_packages_may_have_a_secret(program, secret):
+    """Mounted for this one instruction, where it is given; and no argument or variable is asked to hold one."""
+    runs = [rest for name in ("build", "kernels", *TARGETS) for rest in said(name, "RUN")]
+    fetching = [rest for rest in runs if re.search(program, rest)]
+    assert fetching
+    assert all(f"--mount=type=secret,id={secret} " in rest for rest in fetching)
+    assert not any("required" in rest for rest in runs)
+    assert all("PIP" not in name for target in TARGETS for name in (pairs(target, "ENV") | pairs(target, "ARG")))
+
+
+def test_pip_has_a_password_for_the_address_of_torch(tmp_path):
+    """An argument names another index of the host without it: pip takes that of its configuration's `index-url`."""
+    with private_index() as index:
+        (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index.address}\n")
+        scheme, address = index.address.split("://")
+        argument = f"{scheme}://{address.partition('@')[2].replace('simple', 'pytorch/simple')}"
+        words = [
+            "download",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--extra-index-url",
+            argument,
+            "nothing-of-this-name",
+        ]
+        environ = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        subprocess.run(
+            [sys.executable, "-m", "pip", *words], env=environ, cwd=tmp_path, capture_output=True, check=False
+        )
+    assert index.asked == {"/simple/nothing-of-this-name/", "/pytorch/simple/nothing-of-this-name/"}
+    assert index.refused == []
 
 
 def test_nothing_is_sent_to_the_build_but_what_is_copied():

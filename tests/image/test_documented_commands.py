@@ -15,7 +15,9 @@ PROGRAMS = {"build": "buildah", "run": "podman"}
 def test_buildah_and_podman_take_the_same_words(tmp_path):
     """With --help they do nothing but parse, and a flag that they do not have is an error all the same."""
     (block,) = texts("docs/image.md", "The image", "bash")
-    calls = [words for program, *words in calls_of(block, ("docker", "git"), tmp_path) if program == "docker"]
+    (secret,) = texts("docs/image.md", "An index of your own", "bash")
+    called = calls_of(f"{block}{secret}", ("docker", "git"), tmp_path)
+    calls = [words for program, *words in called if program == "docker"]
     assert {verb for verb, *_ in calls} == PROGRAMS.keys()
     with containers() as tools:
         for verb, *words in calls:

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 import yaml
 
 from tests.coldstream import wait_for
+from tests.image.private_index import private_index
+from tests.image.test_dockerfile import said
 from tests.image.words import check_packages, said_inside
 from tests.manifests import named
 from tools.image import IMAGE
@@ -24,6 +27,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(2400)]
 
 DEV = "overlays/dev-cpu"
 POD = "coldstream-pod-0"
+BUILD = ("buildah", "build", "--isolation", "chroot", "--network", "host", "--no-cache")
 MODEL = "smollm2-135m-instruct"
 # What a container runtime mounts itself: devices, and files in which only root can write.
 RUNTIME = re.compile(r"/(dev|proc|sys)(/.*)?|/etc/(hosts|hostname|resolv\.conf)|/run/(\.containerenv|secrets)")
@@ -154,3 +158,55 @@ def test_the_image_has_what_the_server_needs_and_nothing_else(inside):
     assert inside["user"] == "coldstream"
     assert inside["programs"] == ["apt-get", "coldstream"]
     assert inside["weights"] == []
+
+
+def test_the_secret_of_the_build_was_used_and_is_nowhere(podman, own_index):
+    """Every pip asked that index with its password; neither the layers nor the history have it, nor the file that had it."""
+    assert {f"/simple/{name}/" for name in ("hatchling", "torch", "fastapi")} <= own_index.asked
+    assert own_index.refused == []
+    there = (b'"bomFormat": "CycloneDX"', b"CPU_TORCH_INDEX", b"type=secret,id=pip.conf")
+    assert found_in_archive(podman, *there, *own_index.secrets, b"secrets/pip.conf") == set(there)
+
+
+def found_in_archive(podman, *words):
+    """Which of these words the whole image has: layers, which are not compressed here, history and labels."""
+    found, rest = set(), b""
+    command = podman.command("podman", "save", "--format", "docker-archive", IMAGE)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as saving:
+        while piece := saving.stdout.read(1 << 22):
+            held = rest + piece
+            found |= {word for word in words if word in held}
+            rest = held[-max(map(len, words)) :]
+    assert saving.returncode == 0
+    return found
+
+
+SECRETS = """\
+FROM {image}
+USER 0:0
+RUN {mount_pip} test {is_there} /run/secrets/pip.conf
+RUN {mount_apt} {choose_sources} && {{ apt-get update || true; }}
+"""
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_secret_is_mounted_where_it_is_given(podman, tmp_path, is_given):
+    """By the Dockerfile's own words; apt asks at the address of sources.list, with its password, and nowhere else."""
+    (fetching,) = (rest for rest in said("kernels", "RUN") if "apt-get install" in rest)
+    mount, choice = re.match(r"(--mount=\S+)", fetching)[1], re.search(r"if \[ -f .*?; fi", fetching)[0]
+    mount_pip = "--mount=type=secret,id=pip.conf"
+    assert mount_pip in "".join(said("cpu", "RUN"))
+    dockerfile, sources = tmp_path / "Dockerfile", tmp_path / "sources.list"
+    words = {"mount_pip": mount_pip, "mount_apt": mount, "is_there": "-s" if is_given else "! -e"}
+    dockerfile.write_text(SECRETS.format(image=IMAGE, choose_sources=choice, **words))
+    with private_index() as index:
+        sources.write_text(f"deb {index.address} bookworm main\n")
+        given = [f"--secret=id={name},src={sources}" for name in ("pip.conf", "sources.list")] if is_given else []
+        try:
+            podman.run(*BUILD, *given, "--tag", f"{IMAGE}-secrets", "--file", str(dockerfile), str(tmp_path))
+        finally:
+            podman.run("podman", "rmi", "--force", "--ignore", f"{IMAGE}-secrets")
+    assert index.asked == (
+        {"/simple/dists/bookworm/InRelease", "/simple/dists/bookworm/Release"} if is_given else set()
+    )
+    assert index.refused == []

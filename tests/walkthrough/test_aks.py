@@ -65,7 +65,7 @@ def test_nothing_that_is_applied_has_a_placeholder(walks):
         assert PLACEHOLDER.findall(applied) == []
         for value in (IMAGE, "az://models/phi-4", "clientId-of-coldstream-server", "clientId-of-coldstream-uploader"):
             assert value in applied
-        assert "name: HF_REPO\n          value: microsoft/phi-4" in applied
+        assert 'name: HF_REPO\n          value: "microsoft/phi-4"' in applied
         assert "$(HF_REPO)" in applied
         assert "$(COLDSTREAM_MODEL)" in applied
 
