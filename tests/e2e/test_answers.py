@@ -80,7 +80,7 @@ def server(demo_model_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(demo_model_dir):
-    """transformers' model in float32, for the whole file."""
+    """What transformers computes with, in float32; one for the whole file."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)

@@ -38,7 +38,7 @@ def test_json_is_all_there_is_on_standard_output(pushed_demo, azure_environment)
     ("words", "code"),
     [
         (("/nonexistent",), 3),
-        (("http://127.0.0.1:9/model", "--retry-timeout", "5"), 3),
+        (("http://127.0.0.1:9/model", "--retry-timeout", "1"), 3),
         (("http://127.0.0.1:99999/model",), 3),
         (("http://[::1/model",), 3),
         (("http://127.0.0.1:9/model", "--load-strategy", "host-staging"), 3),

@@ -142,7 +142,7 @@ def test_sources_that_cannot_be_meant():
 
 def test_a_refused_connection():
     """A source that is not there is named, in the time that was asked for."""
-    check(serve("http://127.0.0.1:9/model", "--retry-timeout", "5"), 3, "SourceUnavailable", "http://127.0.0.1:9/model")
+    check(serve("http://127.0.0.1:9/model", "--retry-timeout", "1"), 3, "SourceUnavailable", "http://127.0.0.1:9/model")
 
 
 def test_a_wrong_container_and_key(azurite, azure_environment):
@@ -183,9 +183,9 @@ def test_a_port_in_use():
     check(done, 6, str(port), "--port")
 
 
-def test_fail_linger_keeps_the_reason_on_health(tiny, tmp_path):
+def test_fail_linger_keeps_the_reason_on_health(tmp_path):
     """For as long as it was asked to, /health says why; then the server exits with the reason's code."""
-    with serving(str(tiny), "--fail-linger", "3", log_path=tmp_path / "log") as server:
+    with serving(str(tmp_path / "missing"), "--fail-linger", "2", log_path=tmp_path / "log") as server:
 
         def failed():
             try:
@@ -198,8 +198,8 @@ def test_fail_linger_keeps_the_reason_on_health(tiny, tmp_path):
         assert server.client.get("/livez").status_code == 503
         _, wait_status = os.waitpid(server.pid, 0)
     assert status == 503
-    assert "GPT2LMHeadModel" in health["detail"]
-    assert os.waitstatus_to_exitcode(wait_status) == 4
+    assert "no such folder" in health["detail"]
+    assert os.waitstatus_to_exitcode(wait_status) == 3
 
 
 def test_inspect_tells_what_a_checkpoint_is(demo_model_dir, tiny):
