@@ -130,6 +130,7 @@ def pod_of(
     *,
     scale: float = FASTER,
     limits: tuple[str, ...] = (),
+    limits_scale: float | None = None,
     bytes_per_s: float | None = None,
     hook: SourceHook | None = None,
     mistaken: Callable[[PodSpec], PodSpec] = lambda pod: pod,
@@ -141,6 +142,7 @@ def pod_of(
         folder: Where the pod's volumes and logs are.
         scale: How much faster it lives.
         limits: Variables of the server's limits that are scaled, too; the others are the manifest's own.
+        limits_scale: How much faster those are, where it is not `scale`; not for the drain, which is part of the pod's grace.
         bytes_per_s: How much of the model comes.
         hook: The source's.
         mistaken: What is wrong with the manifest.
@@ -152,7 +154,7 @@ def pod_of(
             "COLDSTREAM_MODEL": f"{source.url}/{model.name}",
             "COLDSTREAM_PORT": str(port),
             "COLDSTREAM_TERMINATION_LOG": str(folder / "termination-log"),
-            **{name: f"{limit_s(name) * scale:g}" for name in limits},
+            **{name: f"{limit_s(name) * (limits_scale or scale):g}" for name in limits},
         }
         command, environ = container(BASE, "Deployment/coldstream", folder, own)
 
