@@ -108,7 +108,7 @@ def _troubled(source: BlobServer, folder: Path, cache: Path) -> tuple[str, ...]:
     assert result.plan is not None
     _break_cache(cache)
     _write_flawed_manifest(folder, result.plan)
-    source.throttle = Throttle(200e3)
+    source.throttle = Throttle(350e3)
     source.hook = _troubles()
     return "--cache-dir", str(cache), "--fail-if-checksum-mismatch", "false"
 
