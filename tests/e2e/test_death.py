@@ -117,48 +117,6 @@ def test_sigterm_ends_everything_with_0(small_model, tmp_path, moment):
         wait_for(lambda: not any(alive(child) for child in family), 2)
 
 
-def test_a_drain_lets_streams_finish_and_tells_probes(tiny_model, tmp_path):
-    """After SIGTERM /health is 503, new requests are refused, and a stream in flight ends as it should."""
-    with serving(str(tiny_model.folder), log_path=tmp_path / "log") as server:
-        server.wait_ready()
-        engine = server.child("app.engine")
-        body = {"model": "m", "prompt": "Count:", "max_tokens": 500, "ignore_eos": True, "stream": True}
-        with server.client.stream("POST", "/v1/completions", json=body) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            engine.suspend()  # the stream lasts, however fast the machine is
-            os.kill(server.pid, signal.SIGTERM)
-            wait_for(lambda: server.health()[0] == 503)
-            assert server.health()[1]["state"] == "draining"
-            refused = server.client.post("/v1/completions", json={"model": "m", "prompt": "x"})
-            engine.resume()
-            rest = [line for line in lines if line]
-        _, status = os.waitpid(server.pid, 0)
-        log = server.log()
-    assert refused.status_code == 503
-    assert rest[-1] == "data: [DONE]"
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert "Traceback" not in log
-
-
-def test_a_drain_that_takes_too_long_ends_streams_with_an_error(tiny_model, tmp_path):
-    """What is left after --drain-timeout gets an error event and no [DONE]."""
-    with serving(str(tiny_model.folder), "--drain-timeout", "1", log_path=tmp_path / "log") as server:
-        server.wait_ready()
-        body = {"model": "m", "prompt": "Count:", "max_tokens": 8000, "ignore_eos": True, "stream": True}
-        with server.client.stream("POST", "/v1/completions", json=body) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            os.kill(server.pid, signal.SIGTERM)
-            rest = [line for line in lines if line]
-        _, status = os.waitpid(server.pid, 0)
-        log = server.log()
-    assert "shutting down" in rest[-1]
-    assert "data: [DONE]" not in rest
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert "Traceback" not in log
-
-
 HASTE = """
 import sys
 from app.engine.torch_import import TorchImport

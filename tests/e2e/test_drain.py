@@ -96,20 +96,29 @@ def check_ended(server: Server) -> None:
     assert "Traceback" not in server.log()
 
 
-def test_a_drain_that_takes_too_long_ends_whole_answers_too(tiny_model, tmp_path):
-    """After --drain-timeout an error that says why, with a status of its own; the connection ends."""
+def test_a_drain_that_takes_too_long_ends_what_is_left(tiny_model, tmp_path):
+    """After --drain-timeout a stream gets an error event and no [DONE], a whole answer a status of its own; both say why."""
     with (
         serving(str(tiny_model.folder), "--drain-timeout", "0.5", log_path=tmp_path / "log") as server,
         ThreadPoolExecutor() as pool,
     ):
         server.wait_ready()
-        with KeptConnection(server) as busy:
-            answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY | {"max_tokens": 8000})
-            wait_for(lambda: "coldstream_requests_running 1.0" in server.client.get("/metrics").text)
+        long = BODY | {"max_tokens": 8000}
+        with (
+            KeptConnection(server) as busy,
+            server.client.stream("POST", "/v1/completions", json=long | {"stream": True}) as stream,
+        ):
+            lines = stream.iter_lines()
+            next(lines)
+            answering = pool.submit(busy.ask, "POST", "/v1/completions", long)
+            wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
             os.kill(server.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
             answer = answering.result()
             assert busy.is_closed_by_server()
         check_ended(server)
+    assert "shutting down" in rest[-1]
+    assert "data: [DONE]" not in rest
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert "shutting down" in json.loads(answer.body)["error"]["message"]
 

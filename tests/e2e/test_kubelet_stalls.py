@@ -40,6 +40,7 @@ def deaths(kubelet):
     return [event.message for event in kubelet.events if event.reason == "Died"]
 
 
+@pytest.mark.slow
 def test_a_stall_within_its_limit_restarts_nobody(small_model, tmp_path, valve):
     """Longer than failed liveness probes and dead connections take: the same process goes on and becomes ready."""
     with stalled(small_model, tmp_path, valve, FASTER) as (pod, limit_of_stalls_s):
@@ -71,6 +72,7 @@ def test_a_stall_beyond_its_limit_restarts_the_container(small_model, tmp_path, 
         assert pod.failures_of_liveness() == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_crashes_again_and_again_restarts_the_container(tiny_model, tmp_path):
     """After four deaths the server ends with exit code 6 and says why; the next run serves."""
     with pod_of(tiny_model.folder, tmp_path) as pod:
