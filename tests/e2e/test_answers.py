@@ -80,10 +80,13 @@ def server(demo_model_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(demo_model_dir):
-    """What transformers computes with, in float32; one for the whole file."""
+    """What transformers computes with, in float32 and as many threads as the server; one for the whole file."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
