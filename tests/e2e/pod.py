@@ -2,7 +2,7 @@
 
 Takes a model's folder; gives the pod, its source, its traffic and its logs. What only waits is scaled: periods of probes, the
 hook before SIGTERM, and such limits of the server as a test asks for, from their values in the manifest. What the server takes
-its own time for is not: answers to probes, and its end. Knows no test.
+its own time for is not: its start, answers to probes, and its end. Knows no test.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def base_pod(port: int, scale: float = FASTER, limits: tuple[str, ...] = ()) -> 
     changed = structs.replace(
         declared,
         ports=tuple(structs.replace(each, container_port=port) for each in declared.ports),
-        startup_probe=_faster(declared.startup_probe, scale),
+        startup_probe=_as_patient(_faster(declared.startup_probe, scale), scale),
         liveness_probe=_faster(declared.liveness_probe, scale),
         readiness_probe=_faster(declared.readiness_probe, scale),
         lifecycle=Lifecycle(Hook(Sleep(hook_s * scale))),
@@ -74,6 +74,11 @@ def base_pod(port: int, scale: float = FASTER, limits: tuple[str, ...] = ()) -> 
 def _faster(probe: Probe | None, scale: float) -> Probe:
     assert probe is not None  # k8s/base has all three
     return structs.replace(probe, period_seconds=probe.period_seconds * scale)
+
+
+def _as_patient(probe: Probe, scale: float) -> Probe:
+    """With as many failures as fill the probe's own time: the server's start is not scaled."""
+    return structs.replace(probe, failure_threshold=round(probe.failure_threshold / scale))
 
 
 class Pod:

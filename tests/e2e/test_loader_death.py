@@ -11,11 +11,12 @@ import pytest
 from tests.coldstream import runs, serving, wait_for, weight_bytes
 from tools.blob_server import BlobServer
 
-LANES, CHUNK_BYTES = 4, 1 << 20
+LANES, CHUNK_BYTES = 4, 4 << 20
 FLAGS = ("--concurrency", f"{LANES}", "--chunk-mib", f"{CHUNK_BYTES >> 20}")
-BYTES_PER_S = 30e6  # 59 MB in about 2 s
+BYTES_PER_S = 150e6  # 269 MB in about 2 s
 BOUND_S = 60
 _LAST_SHARE = 0.9  # a loader that dies once everything has landed is not restarted, and need not be
+PROMPT = "The capital of France is"
 
 
 def moments(seed, count):
@@ -28,18 +29,18 @@ def moments(seed, count):
     ]
 
 
-def answer(server, model):
+def answer(server):
     """A greedy completion with the logits' say: other weights would give another one."""
-    (choice,) = server.complete(model.prompt_token_ids, max_tokens=8, logprobs=5)["choices"]
+    (choice,) = server.complete(PROMPT, max_tokens=8, logprobs=5)["choices"]
     return choice
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_model, tmp_path_factory):
+def undisturbed(demo_model_dir, tmp_path_factory):
     """What a server says whose loader nobody killed."""
-    with serving(str(small_model.folder), log_path=tmp_path_factory.mktemp("undisturbed") / "log") as server:
+    with serving(str(demo_model_dir), log_path=tmp_path_factory.mktemp("undisturbed") / "log") as server:
         server.wait_ready()
-        return answer(server, small_model)
+        return answer(server)
 
 
 def loaders(server):
@@ -49,9 +50,9 @@ def loaders(server):
 
 def kill_once(model, log_path, after_s, share, undisturbed):
     """Kill the loader of one load, and see the load through."""
-    total = sum(path.stat().st_size for path in model.folder.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     with (
-        BlobServer(model.folder, bytes_per_s=BYTES_PER_S) as source,
+        BlobServer(model, bytes_per_s=BYTES_PER_S) as source,
         serving(source.url, *FLAGS, log_path=log_path) as server,
     ):
         wait_for(lambda: loaders(server))
@@ -59,7 +60,7 @@ def kill_once(model, log_path, after_s, share, undisturbed):
         wait_for(lambda: weight_bytes(source) >= share * total * 0.98)
         killed = [child.kill() for child in loaders(server)]
         server.wait_ready(BOUND_S)
-        assert answer(server, model) == undisturbed
+        assert answer(server) == undisturbed
         health = server.health()[1]
         restarts = server.log().count("restarting the load for the")
         fetched = weight_bytes(source)
@@ -70,16 +71,16 @@ def kill_once(model, log_path, after_s, share, undisturbed):
 
 
 @pytest.mark.parametrize(("after_s", "share"), moments(2, 2))
-def test_the_load_goes_on(after_s, share, small_model, tmp_path, undisturbed):
+def test_the_load_goes_on(after_s, share, demo_model_dir, tmp_path, undisturbed):
     """Tokens and their log-probabilities are those of a load that nobody disturbed."""
-    kill_once(small_model, tmp_path / "log", after_s, share, undisturbed)
+    kill_once(demo_model_dir, tmp_path / "log", after_s, share, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("after_s", "share"), moments(20, 20))
-def test_the_load_goes_on_each_of_twenty_times(after_s, share, small_model, tmp_path, undisturbed):
+def test_the_load_goes_on_each_of_twenty_times(after_s, share, demo_model_dir, tmp_path, undisturbed):
     """The same at twenty other moments."""
-    kill_once(small_model, tmp_path / "log", after_s, share, undisturbed)
+    kill_once(demo_model_dir, tmp_path / "log", after_s, share, undisturbed)
 
 
 def test_a_loader_that_keeps_dying_ends_the_server_with_the_reason(tiny_model, tmp_path):

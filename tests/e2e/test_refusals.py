@@ -12,7 +12,7 @@ import sys
 import httpx
 import pytest
 
-from tests.coldstream import children_of, serving, wait_for
+from tests.coldstream import ONE_THREAD, children_of, serving, wait_for
 from tests.unit.checkpoints import write_checkpoint
 from tools.blob_server import BlobServer
 from tools.ports import free_port
@@ -22,7 +22,7 @@ def coldstream(*arguments, environ=None):
     """Run a command to its end; nobody it started may be left."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "app", *arguments],
-        env={**os.environ, **(environ or {})},
+        env={**ONE_THREAD, **os.environ, **(environ or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
