@@ -22,7 +22,7 @@ import httpx
 from msgspec import structs
 
 from app.settings import Settings, commands
-from tests.coldstream import Server
+from tests.coldstream import ONE_THREAD, Server
 from tests.containers import container
 from tests.kubelet import Failure, Kubelet
 from tests.manifests import environment, named, rendered
@@ -164,7 +164,8 @@ def pod_of(
         command, environ = container(BASE, "Deployment/coldstream", folder, own)
 
         def start() -> subprocess.Popen[bytes]:
-            return stack.enter_context(running(command, log_path=folder / f"log-{next(runs)}", env=environ))
+            log_path = folder / f"log-{next(runs)}"
+            return stack.enter_context(running(command, log_path=log_path, env=ONE_THREAD | environ))
 
         spec = mistaken(base_pod(port, scale, limits))
         kubelet = stack.enter_context(Kubelet(spec, start, termination_log=folder / "termination-log"))
