@@ -10,7 +10,7 @@ help:
 	@echo "make demo         serve the demo model from Azurite and ask it a question (CHECK=1: exit after the answer)"
 	@echo "make demo-model   only .models/smollm2-135m-instruct/"
 	@echo "make test         everything the tests need, then the tests"
-	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-slow    the tests that take long or show rare cases"
 	@echo "make test-clients lm-eval, LangChain, LiteLLM and llm against a whole server (part of test-slow)"
 	@echo "make image-test   the image, built and run as a pod: as root, on Debian (part of test-slow)"
 	@echo "make cuda-image-test  the image for GPUs, as far as it runs without one: several gigabytes"

@@ -20,6 +20,8 @@ from tools.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 STARTUP = ("starting", "loading", "warming", "ready")
+# Threads that wait for each other take many times as long where a core is busy with something else, such as the test.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 class Server:
@@ -87,10 +89,11 @@ class Server:
 def serving(
     uri: str, *flags: str, log_path: Path, environ: Mapping[str, str] | None = None, grace_s: float = 10
 ) -> Iterator[Server]:
-    """Run `coldstream serve URI` on a free port for the length of a `with` block."""
+    """Run `coldstream serve URI` on a free port for the length of a `with` block; its engine computes in one thread."""
     port = free_port()
     command = serve_command(uri, *flags, port=port)
-    with running(command, log_path=log_path, env={**os.environ, **(environ or {})}, grace_s=grace_s) as process:
+    environ = {**ONE_THREAD, **os.environ, **(environ or {})}
+    with running(command, log_path=log_path, env=environ, grace_s=grace_s) as process:
         server = Server(process.pid, port, log_path)
         with server.client:
             yield server

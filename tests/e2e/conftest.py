@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import pytest
 from tokenizers import Tokenizer
 
+from streaming.options import SourceOptions
+from streaming.upload import push
 from tests.entra import Cluster, Entra, FederatedCredential
 from tests.pod_identity import Pod
 from tests.private_ca import PrivateCa, make_private_ca
@@ -22,6 +25,10 @@ class RandomModel(NamedTuple):
     folder: Path
     prompt_token_ids: list[int]
     token_id: int
+
+    def tensor_count(self) -> int:
+        """How many tensors its shards have."""
+        return len(json.loads((self.folder / "model.safetensors.index.json").read_text())["weight_map"])
 
     def continuation(self) -> str:
         """That token's text."""
@@ -38,6 +45,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
     """Four layers, 59 MB in two shards: many chunks, and next to nothing to compute; read it, do not write to it."""
     return _random_model(tmp_path_factory.mktemp("random"), "small")
+
+
+@pytest.fixture(scope="session")
+def pushed_small(small_model: RandomModel, azurite_source: SourceOptions) -> str:
+    """The URI of the small model in Azurite; read it, do not write to it."""
+    uri = "az://small/model"
+    push(small_model.folder, uri, azurite_source, quiet=True)
+    return uri
 
 
 def _random_model(folder: Path, shape: str) -> RandomModel:

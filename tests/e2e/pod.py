@@ -2,7 +2,7 @@
 
 Takes a model's folder; gives the pod, its source, its traffic and its logs. What only waits is scaled: periods of probes, the
 hook before SIGTERM, and such limits of the server as a test asks for, from their values in the manifest. What the server takes
-its own time for is not: answers to probes, and its end. Knows no test.
+its own time for is not: its start, answers to probes, and its end. Knows no test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httpx
 from msgspec import structs
 
 from app.settings import Settings, commands
-from tests.coldstream import Server
+from tests.coldstream import ONE_THREAD, Server
 from tests.containers import container
 from tests.kubelet import Failure, Kubelet
 from tests.manifests import environment, named, rendered
@@ -62,7 +62,7 @@ def base_pod(port: int, scale: float = FASTER, limits: tuple[str, ...] = ()) -> 
     changed = structs.replace(
         declared,
         ports=tuple(structs.replace(each, container_port=port) for each in declared.ports),
-        startup_probe=_faster(declared.startup_probe, scale),
+        startup_probe=_as_patient(_faster(declared.startup_probe, scale), scale),
         liveness_probe=_faster(declared.liveness_probe, scale),
         readiness_probe=_faster(declared.readiness_probe, scale),
         lifecycle=Lifecycle(Hook(Sleep(hook_s * scale))),
@@ -74,6 +74,11 @@ def base_pod(port: int, scale: float = FASTER, limits: tuple[str, ...] = ()) -> 
 def _faster(probe: Probe | None, scale: float) -> Probe:
     assert probe is not None  # k8s/base has all three
     return structs.replace(probe, period_seconds=probe.period_seconds * scale)
+
+
+def _as_patient(probe: Probe, scale: float) -> Probe:
+    """With as many failures as fill the probe's own time: the server's start is not scaled."""
+    return structs.replace(probe, failure_threshold=round(probe.failure_threshold / scale))
 
 
 class Pod:
@@ -130,6 +135,7 @@ def pod_of(
     *,
     scale: float = FASTER,
     limits: tuple[str, ...] = (),
+    limits_scale: float | None = None,
     bytes_per_s: float | None = None,
     hook: SourceHook | None = None,
     mistaken: Callable[[PodSpec], PodSpec] = lambda pod: pod,
@@ -141,6 +147,7 @@ def pod_of(
         folder: Where the pod's volumes and logs are.
         scale: How much faster it lives.
         limits: Variables of the server's limits that are scaled, too; the others are the manifest's own.
+        limits_scale: How much faster those are, where it is not `scale`; not for the drain, which is part of the pod's grace.
         bytes_per_s: How much of the model comes.
         hook: The source's.
         mistaken: What is wrong with the manifest.
@@ -152,12 +159,13 @@ def pod_of(
             "COLDSTREAM_MODEL": f"{source.url}/{model.name}",
             "COLDSTREAM_PORT": str(port),
             "COLDSTREAM_TERMINATION_LOG": str(folder / "termination-log"),
-            **{name: f"{limit_s(name) * scale:g}" for name in limits},
+            **{name: f"{limit_s(name) * (limits_scale or scale):g}" for name in limits},
         }
         command, environ = container(BASE, "Deployment/coldstream", folder, own)
 
         def start() -> subprocess.Popen[bytes]:
-            return stack.enter_context(running(command, log_path=folder / f"log-{next(runs)}", env=environ))
+            log_path = folder / f"log-{next(runs)}"
+            return stack.enter_context(running(command, log_path=log_path, env=ONE_THREAD | environ))
 
         spec = mistaken(base_pod(port, scale, limits))
         kubelet = stack.enter_context(Kubelet(spec, start, termination_log=folder / "termination-log"))

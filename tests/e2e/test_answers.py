@@ -9,6 +9,7 @@ import time
 import httpx
 import openai
 import pytest
+import torch
 
 from tests.coldstream import Server, serving
 
@@ -77,38 +78,44 @@ def server(demo_model_dir, tmp_path_factory):
         yield running
 
 
+@pytest.fixture(scope="module")
+def oracle(demo_model_dir):
+    """What transformers computes with, in float32 and as many threads as the server; one for the whole file."""
+    from transformers import AutoModelForCausalLM
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     "prompts", [PROMPTS[:8], pytest.param(PROMPTS[8:] + MORE_PROMPTS, marks=pytest.mark.slow)], ids=["8", "42"]
 )
-def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir, prompts):
+def test_greedy_tokens_equal_transformers(server: Server, demo_model_dir, oracle, prompts):
     """Fifty prompts, eight and the others at once, give the text of transformers' `generate` in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir)
-    model = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(demo_model_dir, padding_side="left")
     answer = server.complete(prompts, max_tokens=24)  # type: ignore[arg-type]
     texts = {choice["index"]: choice["text"] for choice in answer["choices"]}
-    for number, prompt in enumerate(prompts):
-        inputs = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        expected = tokenizer.decode(output[0][inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert texts[number] == expected
-
-
-def log_probabilities(model_dir, token_ids: list[int]):
-    """The log_softmax (tokens, vocabulary) that transformers computes in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.inference_mode():
-        return model(torch.tensor([token_ids])).logits[0].log_softmax(-1)
+        output = oracle.generate(**inputs, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+    generated = output[:, inputs["input_ids"].shape[1] :]
+    assert [texts[number] for number in range(len(prompts))] == [
+        tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids in generated
+    ]
+
+
+def log_probabilities(oracle, token_ids: list[int]):
+    """The log_softmax (tokens, vocabulary) that transformers computes in float32."""
+    with torch.inference_mode():
+        return oracle(torch.tensor([token_ids])).logits[0].log_softmax(-1)
 
 
 @pytest.mark.parametrize("streamed", [True, False], ids=["streamed", "whole"])
-def test_logprobs_of_prompt_and_answer_equal_transformers(server: Server, demo_model_dir, streamed):
+def test_logprobs_of_prompt_and_answer_equal_transformers(server: Server, oracle, streamed):
     """Echo with logprobs, read by the official client: every token's own and its alternatives are log_softmax's."""
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
         wish = {"model": "m", "prompt": PROMPTS[19], "max_tokens": 6, "temperature": 0, "logprobs": 4, "echo": True}
@@ -127,7 +134,7 @@ def test_logprobs_of_prompt_and_answer_equal_transformers(server: Server, demo_m
     assert offsets == [len("".join(tokens[:at])) for at in range(len(tokens))]
     assert len(tokens) == len(token_ids)
     assert (scores[0], tops[0]) == (None, None)
-    expected = log_probabilities(demo_model_dir, token_ids)
+    expected = log_probabilities(oracle, token_ids)
     for at in range(1, len(token_ids)):
         row = expected[at - 1]
         assert scores[at] == pytest.approx(row[token_ids[at]].item(), abs=1e-3)
@@ -136,13 +143,13 @@ def test_logprobs_of_prompt_and_answer_equal_transformers(server: Server, demo_m
     assert all(score == max(top.values()) for score, top in zip(scores[-6:], tops[-6:], strict=True))
 
 
-def test_a_prompt_is_scored_without_an_answer(server: Server, demo_model_dir):
+def test_a_prompt_is_scored_without_an_answer(server: Server, oracle):
     """Token id lists with echo and max_tokens 0, as evaluation harnesses score them, give the prompts' logprobs alone."""
     prompts = [[504, 3575, 282, 4649], [1, 2, 3]]
     answer = server.complete(prompts, max_tokens=0, echo=True, logprobs=1, prompt_logprobs=2)  # type: ignore[arg-type]
     assert answer["usage"]["completion_tokens"] == 0
     for choice, prompt in zip(answer["choices"], prompts, strict=True):
-        expected = log_probabilities(demo_model_dir, prompt)
+        expected = log_probabilities(oracle, prompt)
         own = [expected[at - 1, prompt[at]].item() for at in range(1, len(prompt))]
         assert choice["logprobs"]["token_logprobs"] == [None, *(pytest.approx(score, abs=1e-3) for score in own)]
         entries = zip(choice["prompt_logprobs"][1:], prompt[1:], strict=True)
@@ -150,7 +157,7 @@ def test_a_prompt_is_scored_without_an_answer(server: Server, demo_model_dir):
         assert scored == choice["logprobs"]["token_logprobs"][1:]
 
 
-def test_a_chats_logprobs_equal_transformers(server: Server, demo_model_dir):
+def test_a_chats_logprobs_equal_transformers(server: Server, oracle):
     """The official client reads a chat's logprobs, which are log_softmax's, with the bytes of the message."""
     with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
         answer = client.chat.completions.create(
@@ -165,7 +172,7 @@ def test_a_chats_logprobs_equal_transformers(server: Server, demo_model_dir):
     (choice,) = answer.choices
     content = choice.logprobs.content
     assert bytes(byte for entry in content for byte in entry.bytes).decode() == choice.message.content
-    expected = log_probabilities(demo_model_dir, [*answer.prompt_token_ids, *choice.token_ids])
+    expected = log_probabilities(oracle, [*answer.prompt_token_ids, *choice.token_ids])
     for entry, token_id, row in zip(
         content, choice.token_ids, expected[len(answer.prompt_token_ids) - 1 :], strict=False
     ):

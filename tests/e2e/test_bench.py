@@ -17,10 +17,10 @@ from tests.coldstream import alive, wait_for
 from tests.e2e.test_refusals import check, coldstream
 
 
-def test_both_strategies_are_measured_on_the_users_model(pushed_demo, azure_environment):
+def test_both_strategies_are_measured_on_the_users_model(pushed_small, azure_environment):
     """One server after the other from Blob storage; every column of every run adds up, and no key of the user's is needed."""
     environ = {**azure_environment, "COLDSTREAM_API_KEY": "s3cret,s3cret too"}
-    done = coldstream("bench", pushed_demo, "--runs", "2", "--max-model-len", "512", environ=environ)
+    done = coldstream("bench", pushed_small, "--runs", "2", "--max-model-len", "512", environ=environ)
     assert done.returncode == 0, done.stderr
     header, direct, staged, _legend, verdict, report = done.stdout.splitlines()
     assert header.split() == ["strategy", *COLUMNS, "gain"]
@@ -28,7 +28,7 @@ def test_both_strategies_are_measured_on_the_users_model(pushed_demo, azure_envi
     assert staged.startswith("host-staging ")
     assert "fits one autoscaler cycle" in verdict
     found = json.loads(report)
-    assert (found["uri"], found["device"], found["runs"].keys()) == (pushed_demo, "cpu", found["figures"].keys())
+    assert (found["uri"], found["device"], found["runs"].keys()) == (pushed_small, "cpu", found["figures"].keys())
     for run in [run for runs in found["runs"].values() for run in runs]:
         spans = [run[column] for column in COLUMNS]
         assert min(spans[0], *spans[2:]) > 0

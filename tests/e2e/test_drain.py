@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from tests.coldstream import Server, alive, serving, wait_for
 
-BODY = {"model": "m", "prompt": "Count:", "max_tokens": 150, "ignore_eos": True}
+BODY = {"model": "m", "prompt": "Count:", "max_tokens": 800, "ignore_eos": True}
 
 
 class KeptConnection:
@@ -49,13 +49,14 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def test_a_drain_on_connections_that_were_kept(demo_model_dir, tmp_path):
+def test_a_drain_on_connections_that_were_kept(tiny_model, tmp_path):
     """Of two idle ones a request and a probe get their 503, of a busy one the whole answer, and each ends with it."""
     with (
-        serving(str(demo_model_dir), "--drain-timeout", "150", log_path=tmp_path / "log") as server,
+        serving(str(tiny_model.folder), "--drain-timeout", "150", log_path=tmp_path / "log") as server,
         ThreadPoolExecutor() as pool,
     ):
         server.wait_ready()
+        engine = server.child("app.engine")
         with (
             KeptConnection(server) as busy,
             server.client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as stream,
@@ -64,6 +65,7 @@ def test_a_drain_on_connections_that_were_kept(demo_model_dir, tmp_path):
             next(lines)
             answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY)
             wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
+            engine.suspend()  # both last, however fast the machine is
             with KeptConnection(server) as asking, KeptConnection(server) as probing:
                 for connection in (asking, probing):
                     assert connection.ask("GET", "/health").status == 200
@@ -73,6 +75,7 @@ def test_a_drain_on_connections_that_were_kept(demo_model_dir, tmp_path):
                 refused = asking.ask("POST", "/v1/completions", BODY)
                 assert asking.is_closed_by_server()
                 assert probing.is_closed_by_server()
+            engine.resume()
             rest = [line for line in lines if line]
             answer = answering.result()
             assert busy.is_closed_by_server()
@@ -93,29 +96,38 @@ def check_ended(server: Server) -> None:
     assert "Traceback" not in server.log()
 
 
-def test_a_drain_that_takes_too_long_ends_whole_answers_too(demo_model_dir, tmp_path):
-    """After --drain-timeout an error that says why, with a status of its own; the connection ends."""
+def test_a_drain_that_takes_too_long_ends_what_is_left(tiny_model, tmp_path):
+    """After --drain-timeout a stream gets an error event and no [DONE], a whole answer a status of its own; both say why."""
     with (
-        serving(str(demo_model_dir), "--drain-timeout", "0.5", log_path=tmp_path / "log") as server,
+        serving(str(tiny_model.folder), "--drain-timeout", "0.5", log_path=tmp_path / "log") as server,
         ThreadPoolExecutor() as pool,
     ):
         server.wait_ready()
-        with KeptConnection(server) as busy:
-            answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY | {"max_tokens": 4000})
-            wait_for(lambda: "coldstream_requests_running 1.0" in server.client.get("/metrics").text)
+        long = BODY | {"max_tokens": 8000}
+        with (
+            KeptConnection(server) as busy,
+            server.client.stream("POST", "/v1/completions", json=long | {"stream": True}) as stream,
+        ):
+            lines = stream.iter_lines()
+            next(lines)
+            answering = pool.submit(busy.ask, "POST", "/v1/completions", long)
+            wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
             os.kill(server.pid, signal.SIGTERM)
+            rest = [line for line in lines if line]
             answer = answering.result()
             assert busy.is_closed_by_server()
         check_ended(server)
+    assert "shutting down" in rest[-1]
+    assert "data: [DONE]" not in rest
     assert (answer.status, answer.headers["connection"]) == (503, "close")
     assert "shutting down" in json.loads(answer.body)["error"]["message"]
 
 
-def test_a_second_signal_ends_it_at_once(demo_model_dir, tmp_path):
+def test_a_second_signal_ends_it_at_once(tiny_model, tmp_path):
     """Also as PID 1 of a container, whose signals have no default action: it is not the default that ends it."""
-    with serving(str(demo_model_dir), "--drain-timeout", "60", log_path=tmp_path / "log") as server:
+    with serving(str(tiny_model.folder), "--drain-timeout", "60", log_path=tmp_path / "log") as server:
         server.wait_ready()
-        body = {"model": "m", "prompt": "Count:", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+        body = {"model": "m", "prompt": "Count:", "max_tokens": 8000, "ignore_eos": True, "stream": True}
         with server.client.stream("POST", "/v1/completions", json=body) as stream:
             next(stream.iter_lines())
             family = server.family()

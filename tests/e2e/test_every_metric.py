@@ -77,7 +77,6 @@ def observed(folder: Path, tmp_path: Path) -> Iterator[tuple[Server, httpx.Clien
             *_troubled(source, folder, tmp_path / "cache"),
             log_path=tmp_path / "log",
             environ={
-                "OMP_NUM_THREADS": "1",  # a busy machine has none to spare, and so small a model no work for more
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",
                 "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             },
@@ -108,7 +107,7 @@ def _troubled(source: BlobServer, folder: Path, cache: Path) -> tuple[str, ...]:
     assert result.plan is not None
     _break_cache(cache)
     _write_flawed_manifest(folder, result.plan)
-    source.throttle = Throttle(200e3)
+    source.throttle = Throttle(350e3)
     source.hook = _troubles()
     return "--cache-dir", str(cache), "--fail-if-checksum-mismatch", "false"
 

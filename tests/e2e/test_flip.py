@@ -10,14 +10,15 @@ import pytest
 
 from streaming.clock import boottime_s, exec_time_s
 from tests.coldstream import serving, wait_for
+from tests.e2e.valve import Valve
 from tools.blob_server import BlobServer
 
 
-def test_the_flip_over_a_throttled_source(demo_model_dir, tmp_path):
+def test_the_flip_over_a_throttled_source(small_model, tmp_path):
     """Probes, completions and the log tell the same true story from exec to the first completion."""
-    total_bytes = sum(path.stat().st_size for path in demo_model_dir.glob("*.safetensors"))
+    total_bytes = sum(path.stat().st_size for path in small_model.folder.glob("*.safetensors"))
     with (
-        BlobServer(demo_model_dir, bytes_per_s=45e6) as source,
+        BlobServer(small_model.folder, bytes_per_s=15e6) as source,
         serving(source.url, "--served-model-name", "m", log_path=tmp_path / "log") as server,
     ):
         seen = []
@@ -37,18 +38,18 @@ def test_the_flip_over_a_throttled_source(demo_model_dir, tmp_path):
             return bool(status == 200)
 
         wait_for(step, 90)
-        first = server.complete("The capital of France is", max_tokens=5)
+        first = server.complete(small_model.prompt_token_ids, max_tokens=1)
         log = server.log()
 
     _check_probes(seen, total_bytes)
     assert refusals
     assert {answer.status_code for answer in refusals} == {503}
     assert all(1 <= int(answer.headers["retry-after"]) <= 120 for answer in refusals)
-    assert "Paris" in first["choices"][0]["text"]
+    assert first["choices"][0]["text"] == small_model.continuation()
     assert log.index("parameters on meta") < log.index("parameters bound") < log.index("ready: LlamaForCausalLM")
     line = re.search(r"streamed (\d+) tensors in 2 shards, (\d+) bytes, (\S+) -> cpu in [\d.]+ s \([\d.]+ GB/s\)", log)
     assert line is not None
-    assert (int(line[1]), int(line[2]), line[3]) == (272, seen[-1][1]["bytes_total"], source.url)
+    assert (int(line[1]), int(line[2]), line[3]) == (small_model.tensor_count(), seen[-1][1]["bytes_total"], source.url)
 
 
 def _check_probes(seen, total_bytes):
@@ -63,21 +64,31 @@ def _check_probes(seen, total_bytes):
     assert seen[-1][0] == 200
 
 
-def test_parameters_are_on_meta_before_their_bytes_exist(demo_model_dir, tmp_path):
+def phases_of(server):
+    """Those of /startupz, by their names."""
+    return {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
+
+
+def test_parameters_are_on_meta_before_their_bytes_exist(small_model, tmp_path):
     """The engine binds and warms up while the weights are still on their way."""
+    valve = Valve()
     with (
-        BlobServer(demo_model_dir, bytes_per_s=30e6) as source,
+        BlobServer(small_model.folder, hook=valve) as source,
         serving(source.url, log_path=tmp_path / "log") as server,
     ):
+        server.reach("loading")
+        wait_for(lambda: "engine.warmup" in phases_of(server))
+        assert server.state() == "loading"
+        valve.opened.set()
         server.wait_ready()
-        phases = {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
+        phases = phases_of(server)
     assert phases["engine.bind"]["end_s"] < phases["weights.fetch"]["end_s"]
     assert phases["engine.warmup"]["end_s"] < phases["weights.fetch"]["end_s"]
 
 
-def test_livez_answers_before_torch_is_imported(demo_model_dir, tmp_path):
+def test_livez_answers_before_torch_is_imported(tiny_model, tmp_path):
     """The port is alive while the engine is still importing, and the ledger proves the order."""
-    with serving(str(demo_model_dir), log_path=tmp_path / "log") as server:
+    with serving(str(tiny_model.folder), log_path=tmp_path / "log") as server:
 
         def livez() -> bool:
             try:
@@ -88,7 +99,7 @@ def test_livez_answers_before_torch_is_imported(demo_model_dir, tmp_path):
         wait_for(livez)
         alive_after_s = boottime_s() - exec_time_s(server.pid)
         server.wait_ready()
-        phases = {phase["name"]: phase for phase in server.client.get("/startupz").json()["phases"]}
+        phases = phases_of(server)
     assert alive_after_s < phases["engine.import"]["end_s"]
 
 
@@ -115,14 +126,14 @@ def test_served_from_azurite_over_az(pushed_demo, azure_environment, tmp_path):
 
 
 @pytest.mark.parametrize("variables", [{"MODEL_LOAD_STRATEGY": "host-staging", "USE_PINNED_HOST_FALLBACK": "true"}])
-def test_the_case_studys_variables_start_a_server(demo_model_dir, tmp_path, variables):
+def test_the_case_studys_variables_start_a_server(tiny_model, tmp_path, variables):
     """MODEL_SOURCE_URI names the model; what has no effect on the CPU is said in the log."""
     config = tmp_path / "case-study.yaml"
     config.write_text(
         "model:\n  format: safetensors\n  shard_count: 2\n  direct_gpu_load: true\n"
         "startup:\n  readiness_probe_initial_delay_seconds: 20\n  warmup_prompt: hello\n"
     )
-    environ = variables | {"MODEL_SOURCE_URI": str(demo_model_dir)}
+    environ = variables | {"MODEL_SOURCE_URI": str(tiny_model.folder)}
     with serving("", "--config", str(config), log_path=tmp_path / "log", environ=environ) as server:
         server.wait_ready()
         assert server.complete("Hello", max_tokens=1)["usage"]["completion_tokens"] == 1

@@ -37,20 +37,21 @@ def disk_files(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
-def test_it_answers_as_streaming_does(pushed_demo, azure_environment, tmp_path, dtype):
+def test_it_answers_as_streaming_does(small_model, pushed_small, azure_environment, tmp_path, dtype):
     """Greedy tokens are the same; the log and the ledger say which way the weights came."""
     answers, logs, ledgers = [], [], []
     for strategy in ("direct-gpu", "host-staging"):
         flags = ("--load-strategy", strategy, "--dtype", dtype)
-        with serving(pushed_demo, *flags, log_path=tmp_path / strategy, environ=azure_environment) as server:
+        with serving(pushed_small, *flags, log_path=tmp_path / strategy, environ=azure_environment) as server:
             server.wait_ready()
-            answers.append(server.complete(PROMPT, max_tokens=12)["choices"][0]["text"])
+            answers.append(server.complete(small_model.prompt_token_ids, max_tokens=12)["choices"][0]["text"])
             ledgers.append(server.client.get("/startupz").json())
             logs.append(server.log())
     assert answers[0] == answers[1]
-    assert "Paris" in answers[0]
-    assert re.search(rf"staged 272 tensors in 2 shards, \d+ bytes, {pushed_demo} -> disk in [\d.]+ s", logs[1])
-    assert "loaded 272 tensors from disk to cpu" in logs[1]
+    assert answers[0].startswith(small_model.continuation())
+    tensors = small_model.tensor_count()
+    assert re.search(rf"staged {tensors} tensors in 2 shards, \d+ bytes, {pushed_small} -> disk in [\d.]+ s", logs[1])
+    assert f"loaded {tensors} tensors from disk to cpu" in logs[1]
     assert "streamed" in logs[0]
     assert "streamed" not in logs[1]
     phases = {phase["name"]: phase for phase in ledgers[1]["phases"]}
@@ -60,21 +61,21 @@ def test_it_answers_as_streaming_does(pushed_demo, azure_environment, tmp_path, 
 
 
 def test_an_engine_that_dies_is_followed_by_one_that_downloads_nothing(
-    demo_model_dir, azurite_source, azure_environment, tmp_path
+    small_model, azurite_source, azure_environment, tmp_path
 ):
     """The server keeps the shards: the blobs may even be gone by then."""
     uri = "az://staging-engine/model"
-    push(demo_model_dir, uri, azurite_source, quiet=True)
+    push(small_model.folder, uri, azurite_source, quiet=True)
     with serving(uri, *FLAGS, log_path=tmp_path / "log", environ=azure_environment) as server:
         server.wait_ready()
-        before = server.complete(PROMPT, max_tokens=8)["choices"]
+        before = server.complete(small_model.prompt_token_ids, max_tokens=8)["choices"]
         ContainerClient.from_connection_string(
             azurite_source.azure.connection_string, "staging-engine"
         ).delete_container()
         server.child("app.engine").kill()
         wait_for(lambda: server.health()[0] == 503)
         server.wait_ready()
-        assert server.complete(PROMPT, max_tokens=8)["choices"] == before
+        assert server.complete(small_model.prompt_token_ids, max_tokens=8)["choices"] == before
         assert len(disk_files(server.pid)) == 2
 
 
@@ -91,12 +92,12 @@ def test_a_loader_that_dies_is_followed_by_another(pushed_demo, azure_environmen
 
 
 @pytest.mark.parametrize("moment", ["while staging", "when ready"])
-def test_kill_9_leaves_no_process_and_no_file(pushed_demo, azure_environment, tmp_path, moment):
+def test_kill_9_leaves_no_process_and_no_file(pushed_small, azure_environment, tmp_path, moment):
     """What is on disk has no name, so it goes with the last process that holds it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     environ = {**azure_environment, "TMPDIR": str(disk)}
-    with serving(pushed_demo, *FLAGS, log_path=tmp_path / "log", environ=environ, grace_s=0) as server:
+    with serving(pushed_small, *FLAGS, log_path=tmp_path / "log", environ=environ, grace_s=0) as server:
         if moment == "when ready":
             server.wait_ready()
             assert all(name.startswith(str(disk)) for name in disk_files(server.pid))

@@ -25,9 +25,9 @@ UNVERIFIED = names.UNVERIFIED_BYTES.name
 
 
 @pytest.fixture(scope="module")
-def without_manifest(demo_model_dir, azurite, azurite_source) -> str:
-    """A container with the demo model as other tools upload it."""
-    push(demo_model_dir, "az://no-manifest", azurite_source, quiet=True)
+def without_manifest(small_model, azurite, azurite_source) -> str:
+    """A container with a model as other tools upload it."""
+    push(small_model.folder, "az://no-manifest", azurite_source, quiet=True)
     with ContainerClient.from_connection_string(azurite.connection_string, "no-manifest") as container:
         container.delete_blob("coldstream.json")
     return "az://no-manifest"
@@ -39,12 +39,12 @@ def figures(server: Server) -> dict[str, float]:
     return {name: found[name][""] for name in (VERIFIED, UNVERIFIED)}
 
 
-def test_verified_weights_are_logged_and_counted_as_such(pushed_demo, azure_environment, tmp_path):
+def test_verified_weights_are_logged_and_counted_as_such(pushed_small, azure_environment, tmp_path):
     """The line that says that they have landed has every byte as verified, as /metrics has."""
-    with serving(pushed_demo, log_path=tmp_path / "log", environ=azure_environment) as server:
+    with serving(pushed_small, log_path=tmp_path / "log", environ=azure_environment) as server:
         server.wait_ready()
         (line,) = re.findall(r"streamed .* (\d+) bytes, .*; (\d+) bytes verified, (\d+) unverified\"", server.log())
-        assert int(line[0]) == int(line[1]) == figures(server)[VERIFIED] > 200e6
+        assert int(line[0]) == int(line[1]) == figures(server)[VERIFIED] > 50e6
         assert int(line[2]) == figures(server)[UNVERIFIED] == 0
         assert server.complete("Hello", max_tokens=2)["choices"]
 
@@ -60,26 +60,26 @@ def test_a_container_without_a_manifest_is_served_as_unverified(
         (line,) = [line for line in server.log().splitlines() if "verified" in line]
         found = re.search(r"; 0 bytes verified, (\d+) unverified \(no manifest: ", line)
         assert found is not None, line
-        assert int(found[1]) == figures(server)[UNVERIFIED] > 200e6
+        assert int(found[1]) == figures(server)[UNVERIFIED] > 50e6
         assert figures(server)[VERIFIED] == 0
         assert server.complete("Hello", max_tokens=2)["choices"]
 
 
-def test_host_staging_verifies_no_weights(pushed_demo, azure_environment, tmp_path):
+def test_host_staging_verifies_no_weights(pushed_small, azure_environment, tmp_path):
     """Also where there is a manifest, and the log says why."""
     flags = ("--load-strategy", "host-staging")
-    with serving(pushed_demo, *flags, log_path=tmp_path / "log", environ=azure_environment) as server:
+    with serving(pushed_small, *flags, log_path=tmp_path / "log", environ=azure_environment) as server:
         server.reach("warming")
-        assert re.search(r"staged .*; 0 bytes verified, \d{9} unverified \(host-staging compares ", server.log())
+        assert re.search(r"staged .*; 0 bytes verified, \d{8} unverified \(host-staging compares ", server.log())
 
 
 @pytest.mark.parametrize("refuses", [True, False])
 def test_a_flipped_bit_ends_the_start_unless_it_is_let_pass(
-    demo_model_dir, azurite, azurite_source, azure_environment, tmp_path, refuses
+    small_model, azurite, azurite_source, azure_environment, tmp_path, refuses
 ):
     """Exit 4 with the blob, the range and both digests; with the setting off the server says so and goes on."""
     name = f"flipped-{str(refuses).lower()}"
-    push(demo_model_dir, f"az://{name}", azurite_source, quiet=True)
+    push(small_model.folder, f"az://{name}", azurite_source, quiet=True)
     with ContainerClient.from_connection_string(azurite.connection_string, name) as container:
         blocks = parse_manifest(container.download_blob("coldstream.json").readall()).blocks_of(SHARD)
         content = bytearray(container.download_blob(SHARD).readall())

@@ -18,10 +18,10 @@ def scrape(server: Server) -> dict[str, dict[str, float]]:
     return samples(server.client.get("/metrics").text)
 
 
-def test_metrics_tell_of_the_load_while_it_runs_and_of_the_startup_afterwards(demo_model_dir, tmp_path):
+def test_metrics_tell_of_the_load_while_it_runs_and_of_the_startup_afterwards(small_model, tmp_path):
     """Bytes rise, an ETA stands there and goes; then phases, the cold start's names, the engine and a clean lint."""
     with (
-        BlobServer(demo_model_dir, bytes_per_s=45e6) as source,
+        BlobServer(small_model.folder, bytes_per_s=15e6) as source,
         serving(source.url, log_path=tmp_path / "log") as server,
     ):
         first = wait_for(lambda: _scraped(server))
@@ -33,7 +33,7 @@ def test_metrics_tell_of_the_load_while_it_runs_and_of_the_startup_afterwards(de
             landed += found.get("coldstream_load_landed_bytes", {}).values()
             etas += found.get("coldstream_load_eta_seconds", {}).values()
             time.sleep(0.1)
-        server.complete("Hello", max_tokens=8)
+        server.complete("Hello", max_tokens=8, ignore_eos=True)
         wait_for(lambda: scrape(server).get("coldstream_kv_cache_blocks"))
         found, ledger = scrape(server), server.client.get("/startupz").json()
         text = server.client.get("/metrics").content
@@ -86,13 +86,13 @@ def _scraped(server: Server) -> dict[str, dict[str, float]] | None:
         return None
 
 
-def test_prometheus_itself_keeps_the_exemplars(demo_model_dir, tmp_path):
+def test_prometheus_itself_keeps_the_exemplars(tiny_model, tmp_path):
     """A real Prometheus scrapes OpenMetrics, and a histogram leads to the trace of the request that it counted."""
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     with (
         sink() as (_, sink_port),
         serving(
-            str(demo_model_dir),
+            str(tiny_model.folder),
             log_path=tmp_path / "log",
             environ={
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{sink_port}",

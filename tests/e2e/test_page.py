@@ -47,7 +47,7 @@ def try_prompt(browser, prompt, max_tokens):
 def test_a_start_is_watched_and_a_prompt_tried_without_a_reload(browser, demo_model_dir, tmp_path):
     """Progress and estimate while bytes land, then ready, a bar per phase and a streamed answer, on a phone, too."""
     with (
-        BlobServer(demo_model_dir, bytes_per_s=25e6) as source,
+        BlobServer(demo_model_dir, bytes_per_s=50e6) as source,
         serving(source.url, "--chunk-mib", "2", log_path=tmp_path / "log") as server,
     ):
         listens(server)

@@ -224,24 +224,24 @@ def _state(server: Server) -> str | None:
     return None
 
 
-def test_shards_that_go_to_disk_are_spans(pushed_demo, azure_environment, tmp_path, running_collector):
+def test_shards_that_go_to_disk_are_spans(pushed_small, azure_environment, tmp_path, running_collector):
     """host-staging downloads one after the other, and each has its fetch."""
     sink = running_collector.sink
     sink.spans.clear()
     environ = running_collector.environment("grpc") | azure_environment | {"TMPDIR": str(tmp_path)}
     flags = ("--load-strategy", "host-staging")
-    with serving(pushed_demo, *flags, log_path=tmp_path / "log", environ=environ) as server:
+    with serving(pushed_small, *flags, log_path=tmp_path / "log", environ=environ) as server:
         server.wait_ready()
         root = sink.wait_for("startup")
     (whole,) = sink.named("weights.fetch")
     shards = sink.named("shard.fetch")
     assert [span.parent_id for span in shards] == [whole.span_id] * 2
-    assert sum(span.attributes["coldstream.bytes"] for span in shards) == root.attributes["coldstream.bytes"] > 200e6
+    assert sum(span.attributes["coldstream.bytes"] for span in shards) == root.attributes["coldstream.bytes"] > 50e6
     assert shards[0].end_ns <= shards[1].start_ns
     assert sink.named("shard.copy") == []
 
 
-def test_a_collector_that_never_answers_costs_neither_answers_nor_memory(demo_model_dir, tmp_path):
+def test_a_collector_that_never_answers_costs_neither_answers_nor_memory(tiny_model, tmp_path):
     """Requests are served, traces are dropped, the exporter stays small, and the server ends in time."""
     with black_hole() as endpoint:
         environ = {
@@ -251,7 +251,7 @@ def test_a_collector_that_never_answers_costs_neither_answers_nor_memory(demo_mo
             "OTEL_BSP_MAX_QUEUE_SIZE": "64",
             "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16",
         }
-        with serving(str(demo_model_dir), log_path=tmp_path / "log", environ=environ) as server:
+        with serving(str(tiny_model.folder), log_path=tmp_path / "log", environ=environ) as server:
             server.wait_ready()
             server.complete("Hello", max_tokens=1)
             exporter = server.child("app.telemetry.exporter")

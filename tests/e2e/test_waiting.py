@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import re
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
 from tests.coldstream import Server, serving, wait_for
+from tests.e2e.valve import Valve
 from tools.blob_server import BlobServer, Fault
+from tools.random_checkpoint import PROMPT_TOKEN_IDS
 
-ASKED = {"model": "m", "prompt": "The capital of France is", "max_tokens": 5, "temperature": 0}
+ASKED = {"model": "m", "prompt": list(PROMPT_TOKEN_IDS), "max_tokens": 1, "temperature": 0}
 WAIT = {"X-Coldstream-Wait": "120"}
-SLOW_BYTES_PER_S = 30e6
+
+
+@contextlib.contextmanager
+def loading_server(folder: Path, log_path: Path, **source_options: Any) -> Iterator[Server]:
+    """A server that has begun to load."""
+    with (
+        BlobServer(folder, **source_options) as source,
+        serving(source.url, "--stream-keep-alive", "0.5", log_path=log_path) as server,
+    ):
+        wait_for(lambda: is_loading(server))
+        yield server
 
 
 @pytest.fixture
-def loading(demo_model_dir, tmp_path):
-    """A server that loads for ten seconds, and has just begun."""
-    with (
-        BlobServer(demo_model_dir, bytes_per_s=SLOW_BYTES_PER_S) as source,
-        serving(source.url, "--stream-keep-alive", "0.5", log_path=tmp_path / "log") as server,
-    ):
-        wait_for(lambda: is_loading(server))
+def valve():
+    """The source's; no weight comes before a test opens it."""
+    valve = Valve()
+    yield valve
+    valve.opened.set()
+
+
+@pytest.fixture
+def loading(small_model, valve, tmp_path):
+    """A server that loads until the valve is opened."""
+    with loading_server(small_model.folder, tmp_path / "log", hook=valve) as server:
         yield server
 
 
@@ -49,23 +69,24 @@ def ask_early(server: Server, hooks=None, **options) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", http_client=http, **options)
 
 
-async def test_the_official_client_waits_in_the_server(loading):
+async def test_the_official_client_waits_in_the_server(loading, valve, small_model):
     """Sent while weights land, a whole answer and a stream come right after readiness, without a retry."""
     async with ask_early(loading, max_retries=0) as client:
         whole = asyncio.create_task(client.completions.create(**ASKED, extra_headers=WAIT))
         stream = await client.completions.create(**ASKED, stream=True, extra_headers=WAIT)
         assert loading.health()[1]["state"] == "loading"  # so comments have opened the stream
-        assert held(loading) == 2
+        await asyncio.to_thread(wait_for, lambda: held(loading) == 2)
+        valve.opened.set()
         text = "".join([chunk.choices[0].text async for chunk in stream])
         assert (await whole).choices[0].text == text
-    assert "Paris" in text
+    assert text == small_model.continuation()
     assert held(loading) == 0
     startup = loading.client.get("/startupz").json()
     # The process's first token is one of theirs.
     assert startup["durations"]["ttft_s"] < 5
 
 
-async def test_the_official_client_comes_back_when_it_is_told_to(loading):
+async def test_the_official_client_comes_back_when_it_is_told_to(small_model, tmp_path):
     """Without the header it gets a 503, waits for as long as Retry-After says, and is answered then."""
     asked_s, told_s = [], []
 
@@ -76,12 +97,14 @@ async def test_the_official_client_comes_back_when_it_is_told_to(loading):
         if response.status_code == 503:
             told_s.append(int(response.headers["retry-after"]))
 
-    # The first bytes say little of the rate: until then it may be told to wait for two minutes.
-    await asyncio.to_thread(wait_for, lambda: (loading.health()[1]["eta_s"] or 60) < 20)
     hooks = {"request": [note_request], "response": [note_response]}
-    async with ask_early(loading, hooks, max_retries=10) as client:
-        answer = await client.completions.create(**ASKED)
-    assert "Paris" in answer.choices[0].text
+    # 59 MB in five seconds.
+    with loading_server(small_model.folder, tmp_path / "log", bytes_per_s=12e6) as loading:
+        # The first bytes say little of the rate: until then it may be told to wait for two minutes.
+        await asyncio.to_thread(wait_for, lambda: (loading.health()[1]["eta_s"] or 60) < 6)
+        async with ask_early(loading, hooks, max_retries=10) as client:
+            answer = await client.completions.create(**ASKED)
+    assert answer.choices[0].text == small_model.continuation()
     assert told_s
     assert len(asked_s) == len(told_s) + 1
     waits_s = [later - earlier for earlier, later in itertools.pairwise(asked_s)]
@@ -129,7 +152,7 @@ async def test_a_load_that_fails_ends_what_waits(demo_model_dir, tmp_path):
         return Fault(status=404) if is_gone and request.path.endswith(".safetensors") else None
 
     with (
-        BlobServer(demo_model_dir, bytes_per_s=SLOW_BYTES_PER_S, hook=hook) as source,
+        BlobServer(demo_model_dir, bytes_per_s=30e6, hook=hook) as source,
         serving(source.url, *flags, log_path=tmp_path / "log") as server,
     ):
         await asyncio.to_thread(wait_for, lambda: is_loading(server))
