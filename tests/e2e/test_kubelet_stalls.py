@@ -40,7 +40,6 @@ def deaths(kubelet):
     return [event.message for event in kubelet.events if event.reason == "Died"]
 
 
-@pytest.mark.slow
 def test_a_stall_within_its_limit_restarts_nobody(small_model, tmp_path, valve):
     """Longer than failed liveness probes and dead connections take: the same process goes on and becomes ready."""
     with stalled(small_model, tmp_path, valve, FASTER) as (pod, limit_of_stalls_s):
