@@ -1,4 +1,4 @@
-"""Commands beside `serve`, each in a process of its own, forked from one that has imported what they import.
+"""Commands that end, each in a process of its own, forked from one that has imported what they import.
 
 Takes words and variables, gives exit code and output. Of a command that takes moments most of the time is imports, the same
 in each of dozens of tests. What reads variables while it is imported, as the hub's client does, is left to each process.
@@ -16,16 +16,18 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-_OURS = ["app.__main__", "app.cli", "app.preflight.run", "streaming.upload"]
+from tests.coldstream import children_of
+
+_OURS = ["app.__main__", "app.cli", "app.preflight.run", "app.serve", "streaming.upload"]
 _OF_THE_HUBS_CLIENT = ["filelock", "httpcore2", "httpx2", "tqdm.auto", "yaml"]
 _TIMEOUT_S = 60.0
 
 
 def coldstream(*words: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with `environ` on top of this process's variables."""
+    """Run a command to its end, with `environ` on top of this process's variables; nobody it started may be left."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _context().Process(target=_run, args=(words, {**os.environ, **(environ or {})}, paths))
+        process = _context().Process(target=_run, args=(list(words), {**os.environ, **(environ or {})}, paths))
         process.start()
         try:
             process.join(_TIMEOUT_S)
@@ -33,6 +35,7 @@ def coldstream(*words: str, environ: Mapping[str, str] | None = None) -> subproc
         finally:
             process.kill()
             process.join()
+        assert children_of(process.pid) == []
         return subprocess.CompletedProcess(words, process.exitcode, *(path.read_text() for path in paths))
 
 

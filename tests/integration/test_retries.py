@@ -330,9 +330,7 @@ def test_a_listing_that_nobody_needs_holds_nobody_up(folder: Path) -> None:
     assert counters.retries == {Cause.UNAVAILABLE: QUICK.max_retries}
 
 
-def test_verify_tries_again(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_tries_again(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A container is compared to its end although every file's reads fail once."""
     monkeypatch.setattr(retry_policy, "TURN_S", 0.05)  # most of them wait for their turn
     random_shards(folder)
