@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, stored):
     held = pipeline.chunks_held - 2 * pipeline.writers  # those are a GPU's
     bound = held * pipeline.chunk_bytes + (100 << 20)
     peaks = []
-    for megabytes in (64, 256):
+    for megabytes in (48, 192):
         path = tmp_path / str(megabytes)
         path.mkdir()
         elements = megabytes << 18
