@@ -137,7 +137,8 @@ def _load_and_kill(url: str, cache: CacheOptions, *, after_s: float) -> None:
 def _kept_bytes(cache: CacheOptions) -> int:
     """What the indexes name; no two of these ranges overlap."""
     kept = 0
-    for folder in Path(cache.folder).glob("coldstream-cache-v1/*/"):
+    # What was being made when its loader was killed has a name that begins with a dot.
+    for folder in Path(cache.folder).glob("coldstream-cache-v1/[!.]*/"):
         key = msgspec.json.decode((folder / "blob.json").read_bytes(), type=BlobKey)
         ranges = set(decode(key.digest, key.size_bytes, (folder / "index").read_bytes()))
         kept += sum(found.end - found.start for found in ranges)
