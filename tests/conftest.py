@@ -19,6 +19,10 @@ from tools.demo_model import ensure_demo_model
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# Read once, too, when a test's file imports torch: for tensors of a few kilobytes a second thread is no help, and a wait for a
+# core that is busy. What tests start has as many threads as a user's server.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # How long an example takes says something of the machine only.
 settings.register_profile("coldstream", deadline=None)
 settings.load_profile("coldstream")
@@ -28,7 +32,7 @@ settings.load_profile("coldstream")
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine that runs the tests reaches them."""
     for name in os.environ:
-        if name.startswith(SETTINGS_PREFIXES):
+        if name.startswith((*SETTINGS_PREFIXES, "OMP_NUM_THREADS")):
             monkeypatch.delenv(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,9 @@ class PackedModel:
     transformers_dtype: str | None = None
 
 
+@functools.cache
 def packed_variant(name: str, dtype: torch.dtype = torch.float32) -> PackedModel:
-    """One of `VARIANTS`."""
+    """One of `VARIANTS`; one copy for all who ask."""
     model_type, changes = VARIANTS[name]
     return packed_model(model_type, dtype, **changes)
 

@@ -303,8 +303,9 @@ def test_a_class_of_transformers_is_described_and_then_bound(start, arena):
     assert engine.generate("1", max_tokens=8) == reference_tokens(packed)
 
 
+@pytest.mark.slow
 def test_a_class_that_cannot_be_served_fails_the_engine(start):
-    """An architecture without attention is an unsupported model."""
+    """An architecture without attention is an unsupported model, as is a tokenizer that cannot be converted."""
     engine = start()
     config = json.dumps({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}).encode()
     engine.connection.send(DescribeModel(config=config, dtype="F32", tensors={}))

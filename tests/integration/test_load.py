@@ -140,7 +140,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, stored):
     held = pipeline.chunks_held - 2 * pipeline.writers  # those are a GPU's
     bound = held * pipeline.chunk_bytes + (100 << 20)
     peaks = []
-    for megabytes in (64, 256):
+    for megabytes in (48, 192):
         path = tmp_path / str(megabytes)
         path.mkdir()
         elements = megabytes << 18
@@ -158,7 +158,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, stored):
 def test_a_loader_whose_server_dies_goes_too(folder):
     """Closing the socket ends the load; nobody wants the bytes."""
     random_shards(folder, megabytes=1)
-    with BlobServer(folder, bytes_per_s=1e5) as server:
+    with BlobServer(folder, bytes_per_s=4e5) as server:
         started = []
 
         def hang_up(child, message):

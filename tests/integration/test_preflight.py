@@ -229,7 +229,7 @@ def test_an_authority_that_cannot_be_reached(azurite, tmp_path):
 def test_what_a_web_server_answers(demo_model_dir, status, part):
     """Each status is told for what it is, in bounded time, with exit code 3 and something to do."""
     with BlobServer(demo_model_dir, hook=lambda _: Fault(status=status)) as source:
-        found = checks(source.url)
+        found = checks(source.url, "--max-retries", "1")
     assert statuses(found, "connection", "credential", "metadata") == (OK, SKIPPED, FAILED)
     assert part in found["metadata"].detail
     assert found["metadata"].action

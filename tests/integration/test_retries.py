@@ -201,7 +201,7 @@ def test_the_budget_stops_a_storm(blob: Path) -> None:
 
     And none is given up while it waits for its turn.
     """
-    lanes, options = 60, SourceOptions(max_retries=50, retry_timeout_s=3)
+    lanes, options = 60, SourceOptions(max_retries=50, retry_timeout_s=2)
     counters = FetchCounters()
 
     async def read_all(server: BlobServer) -> None:
@@ -330,8 +330,9 @@ def test_a_listing_that_nobody_needs_holds_nobody_up(folder: Path) -> None:
     assert counters.retries == {Cause.UNAVAILABLE: QUICK.max_retries}
 
 
-def test_verify_tries_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_tries_again(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A container is compared to its end although every file's reads fail once."""
+    monkeypatch.setattr(retry_policy, "TURN_S", 0.05)  # most of them wait for their turn
     random_shards(folder)
     write_manifest(folder, 64 << 10)
     seen = set()

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
+import pytest
 
 from streaming.counters import FetchCounters
 from streaming.messages import BlobVersion, LoadRequest
@@ -167,6 +168,7 @@ class Cap:
         return None
 
 
+@pytest.mark.slow
 def test_a_fleet_shares_a_server_that_answers_503(tmp_path: Path):
     """Fourteen loads at once all finish, none later than twice the time that the server needs for all; next to nothing is read twice."""
     blob = random.Random(0).randbytes(64 * RANGE_BYTES)

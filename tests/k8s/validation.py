@@ -5,6 +5,8 @@ Takes an object and a version of Kubernetes. A field that nobody knows is an err
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ def validate(obj: dict[str, Any], kubernetes: str) -> None:
         jsonschema.ValidationError: A field is unknown, missing or of the wrong kind.
         kubernetes_validate.SchemaNotFoundError: The kind is unknown.
     """
+    _validate(json.dumps(obj), kubernetes)
+
+
+@functools.cache  # most objects of one variant are the next one's, too
+def _validate(text: str, kubernetes: str) -> None:
+    obj = json.loads(text)
     if schema := _SCHEMAS.get(obj["kind"]):
         jsonschema.Draft202012Validator(schema).validate(obj)
     else:

@@ -182,19 +182,31 @@ def serve(
     return Served(service, engine, front, text)
 
 
+class _Server(uvicorn.Server):
+    """One that ends when it is told to, where uvicorn looks ten times a second."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.over = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.over.wait()
+
+
 @asynccontextmanager
 async def listening(app: Front) -> AsyncIterator[str]:
     """A real uvicorn around `app`, in this event loop; gives its base URL."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"))
+        server = _Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical"))
         running = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started:  # noqa: ASYNC110 - uvicorn has a flag, no event
             await asyncio.sleep(0.005)
         try:
             yield f"http://127.0.0.1:{sock.getsockname()[1]}"
         finally:
-            server.should_exit = True
             server.force_exit = True
+            server.over.set()
             await running
 
 

@@ -48,7 +48,7 @@ def hedged(takes, sizes, *, lanes=16, options=OPTIONS, **arguments):
 
 # Of reads that are slow but alive none takes as long as a dead one: half a second at least.
 ALIVE = st.sampled_from([0.1, 0.1, 0.1, 0.1, 0.12, 0.3, 0.35, 0.45])
-DEAD = st.sampled_from([BROKEN, 5.0, 1000.0])
+DEAD = st.sampled_from([BROKEN, 5.0, 100.0])
 
 
 def played(ranges, lanes, budget_ratio):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from app.engine.kernel_cache import link_compiled
+from app.engine.kernels_ahead import compile_kernels
+from streaming.errors import ModelUnsupported
 from tests.unit.hub_configs import FOLDER, HUB
 
 # Norms of their own on its heads; and wide heads, which none of the hub's has.
 NORMED = FOLDER / "Qwen3-8B.json"
 WIDE = HUB["Llama-3.1-8B"][0] | {"head_dim": 256, "num_attention_heads": 16}
-H100 = 90
+A100, L4, H100 = 80, 89, 90
 
 
 def compile_ahead(into, *configs, capability=H100):
@@ -32,27 +36,27 @@ def kernels(folder):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Two models' kernels for a capability; compiled once."""
-    folders = {}
+    """Kernels for a capability, compiled once: two models' for an H100, those that take most memory for the others."""
     wide = tmp_path_factory.mktemp("configs") / "wide.json"
     wide.write_text(json.dumps(WIDE))
 
-    def of(capability):
-        if capability not in folders:
-            folders[capability] = tmp_path_factory.mktemp("kernels")
-            done = compile_ahead(folders[capability], NORMED, wide, capability=capability)
-            assert done.returncode == 0, done.stderr
-        return folders[capability]
+    def compiled_for(capability):
+        folder = tmp_path_factory.mktemp("kernels")
+        done = compile_ahead(folder, *([NORMED] if capability == H100 else []), wide, capability=capability)
+        assert done.returncode == 0, done.stderr
+        return folder
 
-    return of
+    with ThreadPoolExecutor() as pool:
+        started = {capability: pool.submit(compiled_for, capability) for capability in (L4, H100)}
+        yield lambda capability: (started.get(capability) or pool.submit(compiled_for, capability)).result()
 
 
 @pytest.mark.parametrize(
     ("capability", "shared_memory_kib"),
     # An A100 has more shared memory than an L4, and the same instructions.
     [
-        pytest.param(80, 163, marks=pytest.mark.slow, id="A100"),
-        pytest.param(89, 99, id="L4"),
+        pytest.param(A100, 163, marks=pytest.mark.slow, id="A100"),
+        pytest.param(L4, 99, id="L4"),
         pytest.param(H100, 227, id="H100"),
     ],
 )
@@ -83,9 +87,15 @@ def test_what_is_there_is_not_compiled_again(compiled):
         (b"{}", "architecture '(none)' (model_type None) is of no family of our decoder"),
         (b"[", "config.json is not a JSON object"),
         (json.dumps(WIDE | {"dtype": "float8"}).encode(), "dtype 'float8' is not computed with"),
-        (None, "No such file"),
     ],
 )
+def test_a_config_of_no_model_of_ours_is_refused(config, said):
+    """Before anything is compiled."""
+    with pytest.raises(ModelUnsupported, match=re.escape(said)):
+        compile_kernels(config, H100)
+
+
+@pytest.mark.parametrize(("config", "said"), [(b"{}", "of no family of our decoder"), (None, "No such file")])
 def test_a_config_that_is_none_is_named(tmp_path, config, said):
     """In one line, with the file."""
     path = tmp_path / "mine.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from azure.storage.blob import ContainerClient
 
 from streaming.manifest import Manifest, parse_manifest
-from tests.e2e.test_refusals import coldstream
+from tests.forked_command import coldstream
 from tools.blob_server import BlobRequest, Fault
 
 REPO = "org/tiny-model"

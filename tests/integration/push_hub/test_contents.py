@@ -17,7 +17,7 @@ from azure.storage.blob import ContainerClient, generate_container_sas
 from streaming.options import SourceOptions
 from streaming.upload import push
 from tests.coldstream import ROOT
-from tests.e2e.test_refusals import coldstream
+from tests.forked_command import coldstream
 from tests.integration.push_hub.pushes import (
     PUSHED,
     REPO,

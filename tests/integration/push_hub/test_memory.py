@@ -14,9 +14,9 @@ from tests.integration.push_hub.pushes import MIB
 
 
 def test_weights_pass_through_a_bounded_memory_and_no_disk(served, folder, container, environ, tmp_path):
-    """Of 160 MiB in four shards, no more is in memory than lanes and files hold, and nothing is written to a disk."""
+    """Of 96 MiB in four shards, no more is in memory than lanes and files hold, and nothing is written to a disk."""
     folder.mkdir()
-    sizes = {"org/little": 1 << 10, "org/large": 40 * MIB}
+    sizes = {"org/little": 1 << 10, "org/large": 24 * MIB}
     for repo_id, nbytes in sizes.items():
         for shard in range(4):
             save_file({f"t{shard}": np.zeros(nbytes, dtype=np.uint8)}, folder / f"{shard}.safetensors")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.e2e.test_refusals import check, coldstream
+from tests.e2e.test_refusals import check
+from tests.forked_command import coldstream
 from tests.hub import SIGNATURE, Hub
 from tests.integration.push_hub.pushes import REPO, SHARDS, TOKEN, Once, check_whole, pushed, uri_of
 from tools.blob_server import Fault
