@@ -2,75 +2,44 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
-from app.load_log import LoadLog
-from streaming.counters import FetchCounters
-from streaming.messages import BlobVersion, Chunk, Described, LoadRequest, Plan
-from streaming.options import DIRECT_GPU, HOST_STAGING, CacheOptions, PipelineOptions, SourceOptions
-from tests.loader import ORIGIN
-
-PINNED = BlobVersion("a.safetensors", 2_000_000, '"1"')
-UNPINNED = BlobVersion("b.safetensors", 2_000_000, 'W/"2"')
-PLAN = Plan(2_000_000, {}, (Chunk(0, PINNED.name, 0, 2_000_000, ()),), (PINNED,))
+from streaming.options import DIRECT_GPU, HOST_STAGING, CacheOptions
+from tests.load_lines import UNPINNED, load_lines
 
 
-@pytest.fixture
-def logged(caplog):
-    """The lines of one load: two megabytes in half a second."""
-    caplog.set_level(logging.INFO)
-
-    def lines(*, strategy=DIRECT_GPU, cache=None, version=PINNED, has_manifest=True, **counters):
-        request = LoadRequest(
-            origin=ORIGIN,
-            uri="az://models/m",
-            strategy=strategy,
-            source=SourceOptions(),
-            pipeline=PipelineOptions(),
-            cache=cache,
-        )
-        log = LoadLog(request, "cuda")
-        log.described(Described(origin=ORIGIN, files={}, entries=(), versions=(version,), has_manifest=has_manifest))
-        log.landed(PLAN, FetchCounters(**counters), tensors=7, seconds=0.5)
-        return [record.getMessage() for record in caplog.records]
-
-    return lines
-
-
-def test_the_line_that_proves_the_path(logged):
+def test_the_line_that_proves_the_path():
     """Source, device, size, rate, and how many bytes were verified."""
-    assert logged(verified_bytes=2_000_000) == [
+    assert load_lines(verified_bytes=2_000_000) == [
         "streamed 7 tensors in 1 shards, 2000000 bytes, az://models/m -> cuda in 0.50 s (0.00 GB/s); "
         "2000000 bytes verified, 0 unverified"
     ]
 
 
-def test_weights_that_go_to_disk_say_so(logged):
+def test_weights_that_go_to_disk_say_so():
     """And that their bytes are compared with nothing; there is no cache beside the disk."""
-    (line,) = logged(strategy=HOST_STAGING, cache=CacheOptions(folder="/cache"), unverified_bytes=2_000_000)
+    (line,) = load_lines(HOST_STAGING, cache=CacheOptions(folder="/cache"), unverified_bytes=2_000_000)
     assert line.startswith("staged 7 tensors")
     assert "az://models/m -> disk in" in line
     assert line.endswith("2000000 unverified (host-staging compares headers and metadata only)")
 
 
 @pytest.mark.parametrize("strategy", [DIRECT_GPU, HOST_STAGING])
-def test_a_checkpoint_without_digests_says_what_writes_some(logged, strategy):
+def test_a_checkpoint_without_digests_says_what_writes_some(strategy):
     """However its weights came."""
-    (line,) = logged(strategy=strategy, has_manifest=False, unverified_bytes=2_000_000)
+    (line,) = load_lines(strategy, has_manifest=False, unverified_bytes=2_000_000)
     assert line.endswith("0 bytes verified, 2000000 unverified (no manifest: `coldstream push` writes one)")
 
 
-def test_a_cache_says_what_it_saved(logged):
+def test_a_cache_says_what_it_saved():
     """Of all that was read, from it or not."""
-    _, line = logged(cache=CacheOptions(folder="/cache"), cache_hit_bytes=1_500_000, cache_miss_bytes=500_000)
+    _, line = load_lines(cache=CacheOptions(folder="/cache"), cache_hit_bytes=1_500_000, cache_miss_bytes=500_000)
     assert line == "cache: 1500000 of 2000000 bytes (75.0 %) came from /cache"
 
 
-def test_a_source_that_pins_nothing_is_named(logged):
+def test_a_source_that_pins_nothing_is_named():
     """The comparison is ours then, not the service's."""
-    warning, _ = logged(version=UNPINNED)
+    warning, _ = load_lines(version=UNPINNED)
     assert warning == (
         "the source gives no strong ETag (b.safetensors): size, ETag and date of every answer are compared"
     )

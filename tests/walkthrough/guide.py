@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from streaming.options import DIRECT_GPU
 from tests.coldstream import ROOT
+from tests.load_lines import load_lines
 from tests.walkthrough.blocks import script
 from tests.walkthrough.machine import Run
 from tests.walkthrough.world import Call, World
@@ -32,10 +34,9 @@ class Walk(NamedTuple):
     world: World
 
 
-def proof(verb: str = "streamed") -> str:
-    """The line of the log that proves the path, as the server makes it."""
-    (form,) = re.findall(r'"(%s %d tensors in .*)",$', (ROOT / "app" / "supervisor.py").read_text(), re.MULTILINE)
-    line = form % (verb, 243, 6, 29318993920, "az://models/phi-4", "cuda", 11.9, 2.46, 29318993920, 0, "")
+def proof(strategy: str = DIRECT_GPU) -> str:
+    """The line of the server's log that proves the path."""
+    (line,) = load_lines(strategy)
     return json.dumps({"level": "info", "message": line})
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from streaming.options import HOST_STAGING
 from tests.walkthrough.blocks import script
 from tests.walkthrough.guide import ALL, BEFORE, GUIDE, TOKEN, UP, proof, quick, replaced
 from tests.walkthrough.machine import Run
@@ -88,7 +89,7 @@ def test_without_a_step_the_first_time_fails(fresh, sections, changes, reason):
 
 def test_a_server_that_did_not_stream_is_found(fresh):
     """The line of a host-staging server is no proof."""
-    fresh.world.log = proof("staged")
+    fresh.world.log = proof(HOST_STAGING)
     run = fresh.run(UP)
     assert run.code == 1
     assert run.calls[-1].has("kubectl", "logs deployment/coldstream")
