@@ -28,9 +28,10 @@ demo: .venv/.demo
 demo-model: .venv/.demo
 	@$(BIN)/python -m tools.demo_model
 
+# Two at once, and a file's tests in one process: they share what is dear to start. Most of them wait more than they compute.
 test: setup demo-model
 	@$(BIN)/python -m tools.azurite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: setup demo-model
 	@$(BIN)/python -m tools.azurite

@@ -89,6 +89,8 @@ class Machine:
         """Be the program that a stand-in asks for."""
         with connection, connection.makefile("rb") as asked:
             name, given, count = (_word(asked) for _ in range(3))
+            if not count:
+                return  # it was killed before it had asked
             argv = [_word(asked) for _ in range(int(count))]
             call = Call(name, argv, Path(given).read_text() if given else "")
             with self.lock:
