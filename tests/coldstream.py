@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from streaming.options import PipelineOptions
 from tools.blob_server import BlobServer
 from tools.child import running
 from tools.ports import free_port
@@ -118,6 +119,11 @@ def wait_for(condition: Any, timeout_s: float = 30) -> Any:
 def weight_bytes(source: BlobServer) -> int:
     """Bytes of shard data that were asked for, the speculative header reads left out."""
     return sum(r.end - r.start for r in source.requests if r.path.endswith(".safetensors") and r.start > 0)
+
+
+def most_under_way(lanes: int) -> int:
+    """How many chunks may have been asked for without having landed: one of each lane and lander, and one between them."""
+    return lanes + PipelineOptions(lanes=lanes).landers + 1
 
 
 def runs(process: psutil.Process, module: str) -> bool:
