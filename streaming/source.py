@@ -1,4 +1,4 @@
-"""Ranged reads of one prefix of a blob store: with `store`, the only file that knows obstore.
+"""Ranged reads of one prefix of a blob store: the only file that knows obstore.
 
 Takes a location and options, gives bytes pinned to the version that was described. Knows no checkpoint
 format and no thread: a `Source` may be used from any number of them, and from any event loop.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions as obstore_errors
+from obstore.store import AzureStore, HTTPStore, LocalStore, S3Store
 
-from streaming import causes, credentials, token_queue
+from streaming import causes, credentials
 from streaming.causes import Cause
 from streaming.errors import (
     AccessDenied,
@@ -28,9 +30,8 @@ from streaming.errors import (
 )
 from streaming.messages import BlobVersion
 from streaming.options import AzureOptions, SourceOptions
-from streaming.store import open_store
-from streaming.token_queue import NoToken, TokenFailure, TokenQueue
-from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, parse
+from streaming.process import hide_variables
+from streaming.uri import AzureLocation, FileLocation, HttpLocation, Location, S3Location, parse
 
 if TYPE_CHECKING:
     from obstore import Bytes, GetOptions
@@ -62,7 +63,6 @@ class Source:
         self.location = location
         self._store = store
         self._identity = identity
-        self._tokens = TokenQueue(_token_failure, token_queue.PATIENCE_S) if identity else None
         self._base = location.base_url if isinstance(location, HttpLocation) else None
 
     def list(self) -> dict[str, int] | None:
@@ -74,7 +74,7 @@ class Source:
         if self._base is not None:
             return None
         with self._translated("listing"):
-            result = self._listed()
+            result = obstore.list_with_delimiter(self._store)
             return {item["path"].rpartition("/")[2]: item["size"] for item in result["objects"]}
 
     def read(self, name: str) -> Bytes:
@@ -85,7 +85,7 @@ class Source:
             SourceError: It could not be read.
         """
         with self._translated(name):
-            return self._got(name)[1]
+            return obstore.get(self._store, name).bytes()
 
     def read_prefix(self, name: str, nbytes: int) -> Prefix:
         """The first `nbytes` (fewer if the blob is shorter), the blob's size and its ETag, in one GET.
@@ -96,25 +96,14 @@ class Source:
         """
         with self._translated(name):
             try:
-                meta, data = self._got(name, {"range": (0, nbytes)})
+                result = obstore.get(self._store, name, options={"range": (0, nbytes)})
             except obstore_errors.BaseError as error:
                 # No range of an empty blob can be satisfied.
                 if not self._may_be_empty(error) or obstore.head(self._store, name)["size"] > 0:
                     raise
-                meta, data = self._got(name)
-            return Prefix(data, _version(name, meta))
-
-    def _listed(self) -> Any:
-        if self._tokens is not None:
-            return self._tokens.call(_listed(self._store))
-        return obstore.list_with_delimiter(self._store)
-
-    def _got(self, name: str, options: GetOptions | None = None) -> tuple[Any, Bytes]:
-        """What the store says of a blob, and the bytes that were asked for."""
-        if self._tokens is not None:
-            return self._tokens.call(_got(self._store, name, options))
-        result = obstore.get(self._store, name, options=options)
-        return result.meta, result.bytes()
+                result = obstore.get(self._store, name)
+            meta = result.meta
+            return Prefix(result.bytes(), _version(name, meta))
 
     def _may_be_empty(self, error: Exception) -> bool:
         return isinstance(self.location, FileLocation) or causes.status_of(str(error)) == 416
@@ -165,8 +154,6 @@ class Source:
             yield
         except StreamingError:
             raise
-        except NoToken as error:
-            raise self._without_token(error.text, is_final=error.is_final) from error
         except FileNotFoundError as error:
             raise self._missing(name, str(error)) from error
         except obstore_errors.PreconditionError as error:
@@ -180,8 +167,8 @@ class Source:
     def _by_words(self, name: str, where: str, error: Exception) -> SourceError:
         """What obstore has no class for, told by the words of its message."""
         text = str(error)
-        if self._identity is not None and _token_failure(error).is_one:
-            return self._without_token(text)
+        if self._identity is not None and any(words in text for words in _OF_TOKEN):
+            return self._without_token(*self._identity, text)
         match causes.status_of(text):
             case 401 | 403:
                 return self._denied(name, text)
@@ -223,10 +210,10 @@ class Source:
             else f"{role}, which counts minutes after it was assigned"
         )
 
-    def _without_token(self, text: str, *, is_final: bool = False) -> SourceError:
+    @staticmethod
+    def _without_token(name: str, azure: AzureOptions, text: str) -> SourceError:
         from streaming.token_errors import TokenAnswer, token_error
 
-        assert self._identity is not None
         answer = TokenAnswer(
             status=causes.status_of(text),
             code=causes.code_of(text),
@@ -234,24 +221,7 @@ class Source:
             detail=causes.detail_of(text),
             is_untrusted=causes.is_untrusted(text),
         )
-        error = token_error(*self._identity, answer)
-        if is_final:
-            error.cause = None
-        return error
-
-
-async def _listed(store: Any) -> Any:
-    return await obstore.list_with_delimiter_async(store)
-
-
-async def _got(store: Any, name: str, options: GetOptions | None) -> tuple[Any, Bytes]:
-    result = await obstore.get_async(store, name, options=options)
-    return result.meta, await result.bytes_async()
-
-
-def _token_failure(error: Exception) -> TokenFailure:
-    text = str(error)
-    return TokenFailure(any(words in text for words in _OF_TOKEN), causes.cause_of(text) is Cause.TIMEOUT)
+        return token_error(name, azure, answer)
 
 
 def _facts(text: str, cause: Cause | None = None) -> dict[str, Any]:
@@ -276,8 +246,42 @@ def open_source(uri: str, options: SourceOptions) -> Source:
     try:
         location = parse(uri, options.azure)
         identity = credentials.identity_of(options.azure) if isinstance(location, AzureLocation) else None
-        return Source(location, open_store(location, options), identity=identity)
+        return Source(location, _open_store(location, options), identity=identity)
     except (obstore_errors.BaseError, ValueError) as error:
         raise SourceError(
             f"{uri.partition('?')[0]}: the source cannot be opened: {causes.on_one_line(str(error))}"
         ) from error
+
+
+def _open_store(location: Location, options: SourceOptions) -> Any:
+    client: Any = {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=options.connect_timeout_s),
+        "read_timeout": timedelta(seconds=options.read_timeout_s),
+        "timeout": timedelta(seconds=options.request_timeout_s),
+    }
+    # Of a request obstore would repeat, nobody could count the attempts, nor know their causes.
+    retry: Any = {"max_retries": 0}
+    match location:
+        case AzureLocation():
+            # obstore reads them by itself, and would sign with a key there rather than ask for the identity that was chosen.
+            # azure-identity, which needs some, reads Python's.
+            hide_variables("AZURE_")
+            return AzureStore(
+                location.container,
+                prefix=location.prefix or None,
+                account_name=location.account_name,
+                endpoint=location.account_url,
+                client_options=client,
+                retry_config=retry,
+                **credentials.store_arguments(options.azure),
+            )
+        case S3Location():
+            return S3Store(location.bucket, prefix=location.prefix or None, client_options=client, retry_config=retry)
+        case HttpLocation():
+            return HTTPStore.from_url(location.base_url, client_options=client, retry_config=retry)
+        case FileLocation(folder):
+            if not folder.is_dir():
+                raise BlobNotFound(f"{location}: no such folder: check the path and the volume's mount")
+            return LocalStore(folder)
+    raise SourceError(f"{location}: no store for it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,25 +178,6 @@ def test_nobody_gives_tokens(entra, server_pod, storage_environment, tell_all, o
     entra.outages += [500] * 200
     line = f"the identity got no token from Entra ID at {authority}: {what}: {UNREACHED}"
     tell_all(storage_environment | variables, "TokenUnavailable", line, attempts=2)
-
-
-def test_who_gives_tokens_is_silent(server_pod, storage_environment, tell_all, private_ca):
-    """It is named, too; and a load's many reads ask together, not one after the other."""
-    asked, over = [], threading.Event()
-
-    def keep_waiting(handler):
-        asked.append(handler.path)
-        over.wait()
-
-    with https_server(private_ca, keep_waiting) as url:
-        variables = server_pod.variables() | {"AZURE_AUTHORITY_HOST": f"{url}/", "COLDSTREAM_READ_TIMEOUT": "1"}
-        line = f"the identity got no token from Entra ID at {url[8:]}: no answer (timeout): {UNREACHED}"
-        try:
-            tell_all(storage_environment | variables, "TokenUnavailable", line, attempts=2)
-        finally:
-            over.set()
-    # Eleven reads, twice, would be more by themselves.
-    assert len(asked) < 20
 
 
 def test_somebody_else_answers_for_who_gives_tokens(entra, server_pod, storage_environment, tell_all):

@@ -105,8 +105,7 @@ def test_text_knows_neither_http_nor_engine():
 @pytest.mark.parametrize(
     ("module", "owner"),
     [
-        # store.py only opens what source.py reads.
-        ("obstore", {"streaming/source.py", "streaming/store.py", "streaming/pipeline.py"}),
+        ("obstore", {"streaming/source.py", "streaming/pipeline.py"}),
         ("azure.identity", {"streaming/identity.py"}),
         # staging.py and upload.py only name the type of the client that blob_client.py opens.
         (
