@@ -28,10 +28,12 @@ demo: .venv/.demo
 demo-model: .venv/.demo
 	@$(BIN)/python -m tools.demo_model
 
-# Two at once, and a file's tests in one process: they share what is dear to start. Most of them wait more than they compute.
+# Most tests wait more than they compute: two at once, a file's in one process, since they share what is dear to start. Those of
+# whole servers kill and time them: one at a time.
 test: setup demo-model
 	@$(BIN)/python -m tools.azurite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/e2e --ignore tests/conformance
+	$(BIN)/python -m pytest tests/e2e tests/conformance
 
 test-slow: setup demo-model
 	@$(BIN)/python -m tools.azurite

@@ -111,21 +111,38 @@ async def test_the_official_client_comes_back_when_it_is_told_to(small_model, tm
     assert all(wait_s >= told for wait_s, told in zip(waits_s, told_s, strict=True))
 
 
-async def ask_twice(server: Server, headers: dict[str, str]) -> tuple[httpx.Response, httpx.Response]:
-    """A whole answer and a stream, both of which wait."""
+async def ask_twice(server: Server, headers: dict[str, str], opened: asyncio.Event) -> tuple[httpx.Response, list[str]]:
+    """A whole answer and a stream's lines, both of which wait; the stream has been `opened` with its first line."""
+
+    async def lines() -> list[str]:
+        found = []
+        async with client.stream("POST", "/v1/completions", json=ASKED | {"stream": True}) as stream:
+            async for line in stream.aiter_lines():
+                found.append(line)
+                opened.set()
+        return [line for line in found if line]
+
     async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60) as client:
-        bodies = (ASKED, ASKED | {"stream": True})
-        return tuple(await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies)))
+        return await asyncio.gather(client.post("/v1/completions", json=ASKED), lines())
 
 
-def check_refused(answers: tuple[httpx.Response, httpx.Response], words: str) -> None:
+async def asked_twice(server: Server, headers: dict[str, str]) -> asyncio.Task:
+    """The same as a task, once both wait and the stream is open."""
+    opened = asyncio.Event()
+    answers = asyncio.create_task(ask_twice(server, headers, opened))
+    async with asyncio.timeout(30):
+        await opened.wait()
+    await asyncio.to_thread(wait_for, lambda: held(server) == 2)
+    return answers
+
+
+def check_refused(answers: tuple[httpx.Response, list[str]], words: str) -> None:
     """A status for the one, an event for the other, whose headers had gone."""
-    whole, streamed = answers
+    whole, lines = answers
     assert whole.status_code == 503
     assert whole.headers["connection"] == "close"
     assert int(whole.headers["retry-after"]) >= 1
     assert words in whole.json()["error"]["message"]
-    lines = [line for line in streamed.text.splitlines() if line]
     assert lines[0] == ": keep-alive"
     assert words in lines[-1]
     assert "data: [DONE]" not in lines
@@ -133,9 +150,7 @@ def check_refused(answers: tuple[httpx.Response, httpx.Response], words: str) ->
 
 async def test_sigterm_ends_what_waits(loading):
     """At once, each with its refusal, and the server with 0."""
-    answers = asyncio.create_task(ask_twice(loading, WAIT))
-    await asyncio.to_thread(wait_for, lambda: held(loading) == 2)
-    await asyncio.sleep(1)  # two keep-alive intervals
+    answers = await asked_twice(loading, WAIT)
     os.kill(loading.pid, signal.SIGTERM)
     check_refused(await answers, "draining: shutting down")
     _, status = await asyncio.to_thread(os.waitpid, loading.pid, 0)
@@ -156,9 +171,7 @@ async def test_a_load_that_fails_ends_what_waits(demo_model_dir, tmp_path):
         serving(source.url, *flags, log_path=tmp_path / "log") as server,
     ):
         await asyncio.to_thread(wait_for, lambda: is_loading(server))
-        answers = asyncio.create_task(ask_twice(server, {}))
-        await asyncio.to_thread(wait_for, lambda: held(server) == 2)
-        await asyncio.sleep(1)
+        answers = await asked_twice(server, {})
         is_gone = True
         check_refused(await answers, "not ready: failed: ")
         _, status = await asyncio.to_thread(os.waitpid, server.pid, 0)
