@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Self
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Self
 
 from tests.coldstream import Server, alive, serving, wait_for
 
@@ -49,6 +51,22 @@ class Answer(NamedTuple):
     body: bytes
 
 
+@contextlib.contextmanager
+def two_answers(
+    server: Server, pool: ThreadPoolExecutor, body: dict[str, Any]
+) -> Iterator[tuple[Iterator[str], KeptConnection, Future[Answer]]]:
+    """A stream's lines, of which one has come, and a connection with the whole answer that it waits for; the engine runs both."""
+    with (
+        KeptConnection(server) as busy,
+        server.client.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream,
+    ):
+        lines = stream.iter_lines()
+        next(lines)
+        answering = pool.submit(busy.ask, "POST", "/v1/completions", body)
+        wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
+        yield lines, busy, answering
+
+
 def test_a_drain_on_connections_that_were_kept(tiny_model, tmp_path):
     """Of two idle ones a request and a probe get their 503, of a busy one the whole answer, and each ends with it."""
     with (
@@ -57,14 +75,7 @@ def test_a_drain_on_connections_that_were_kept(tiny_model, tmp_path):
     ):
         server.wait_ready()
         engine = server.child("app.engine")
-        with (
-            KeptConnection(server) as busy,
-            server.client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as stream,
-        ):
-            lines = stream.iter_lines()
-            next(lines)
-            answering = pool.submit(busy.ask, "POST", "/v1/completions", BODY)
-            wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
+        with two_answers(server, pool, BODY) as (lines, busy, answering):
             engine.suspend()  # both last, however fast the machine is
             with KeptConnection(server) as asking, KeptConnection(server) as probing:
                 for connection in (asking, probing):
@@ -103,15 +114,7 @@ def test_a_drain_that_takes_too_long_ends_what_is_left(tiny_model, tmp_path):
         ThreadPoolExecutor() as pool,
     ):
         server.wait_ready()
-        long = BODY | {"max_tokens": 8000}
-        with (
-            KeptConnection(server) as busy,
-            server.client.stream("POST", "/v1/completions", json=long | {"stream": True}) as stream,
-        ):
-            lines = stream.iter_lines()
-            next(lines)
-            answering = pool.submit(busy.ask, "POST", "/v1/completions", long)
-            wait_for(lambda: "coldstream_requests_running 2.0" in server.client.get("/metrics").text)
+        with two_answers(server, pool, BODY | {"max_tokens": 8000}) as (lines, busy, answering):
             os.kill(server.pid, signal.SIGTERM)
             rest = [line for line in lines if line]
             answer = answering.result()

@@ -10,17 +10,15 @@ import json
 import socket
 import struct
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tests.coldstream import serving
 from tests.e2e.test_refusals import coldstream
 from tests.entra import STORAGE, Cluster, Entra
+from tests.integration.test_preflight import http_server
 from tests.private_ca import make_private_ca, send
 from tools.azurite import ACCOUNT_NAME, azurite
 
@@ -79,25 +77,6 @@ class MetadataService:
         }
         send(handler, 200, json.dumps(given).encode(), "application/json; charset=utf-8")
 
-    @contextmanager
-    def serving(self) -> Iterator[MetadataService]:
-        """Answer for the length of a `with` block."""
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                service.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
-
-        with ThreadingHTTPServer((METADATA_SERVICE, 80), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-            thread.start()
-            yield self
-            server.shutdown()
-            thread.join()
-
 
 def main(model: str, prompt: str, folder: str) -> None:
     """Push with the machine's own identity, serve with the other one."""
@@ -105,7 +84,11 @@ def main(model: str, prompt: str, folder: str) -> None:
     scratch = Path(folder)
     ca = make_private_ca(scratch)
     tls = ("--cert", str(ca.cert_file), "--key", str(ca.key_file))
-    with azurite(scratch / "storage", "--oauth", "basic", *tls) as storage, MetadataService().serving() as service:
+    service = MetadataService()
+    with (
+        azurite(scratch / "storage", "--oauth", "basic", *tls) as storage,
+        http_server(service.answer, (METADATA_SERVICE, 80)),
+    ):
         environ = ca.trusted | {
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT_NAME,
             "AZURE_STORAGE_BLOB_ENDPOINT": storage.endpoint,

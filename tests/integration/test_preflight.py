@@ -60,7 +60,7 @@ def process(uri, *words, environ=None) -> tuple[int, dict[str, dict[str, object]
 
 
 @contextmanager
-def http_server(answer) -> Iterator[str]:
+def http_server(answer, address=("127.0.0.1", 0)) -> Iterator[str]:
     """A server whose every GET, HEAD and POST is `answer(handler)`; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,12 +72,12 @@ def http_server(answer) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Nobody reads it."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(address, Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://{server.server_address[0]}:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
